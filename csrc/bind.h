@@ -1,0 +1,102 @@
+// The only file that includes pybind11: array checks in our words, and the two ways to call C++ without the GIL.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <future>
+#include <string>
+#include <type_traits>
+
+#include "error.h"
+#include "progress.h"
+
+namespace py = pybind11;
+
+namespace phiggml {
+
+// One per noun, called by module.cpp.
+void register_error(py::module_ & m);
+void register_runtime(py::module_ & m);
+void register_quant(py::module_ & m);
+void register_gguf(py::module_ & m);
+void register_recipe(py::module_ & m);
+void register_model(py::module_ & m);
+void register_session(py::module_ & m);
+
+// Raises InputError unless `array` is C-contiguous with exactly this dtype; the pointer is not written through.
+template <typename T>
+const T * contiguous_data(const py::array & array, const char * what) {
+    if (!py::isinstance<py::array_t<T>>(array)) {
+        throw Error(ErrorKind::input, std::string(what) + ": its dtype is " + py::str(array.dtype()).cast<std::string>() +
+                                          ", not " + py::str(py::dtype::of<T>()).cast<std::string>() + ".");
+    }
+    if (!(array.flags() & py::array::c_style)) {
+        throw Error(ErrorKind::input, std::string(what) + ": the array must be C-contiguous. Pass np.ascontiguousarray(...).");
+    }
+    return static_cast<const T *>(array.data());
+}
+
+template <typename T>
+T * writable_data(py::array & array, const char * what) {
+    contiguous_data<T>(array, what);
+    if (!array.writeable()) {
+        throw Error(ErrorKind::input, std::string(what) + ": the array is read-only. Pass one that can be written.");
+    }
+    return static_cast<T *>(array.mutable_data());
+}
+
+// Runs `work` once without the GIL, on this thread: for what ends within some tens of milliseconds.
+template <typename Work>
+auto call_released(Work && work) {
+    py::gil_scoped_release release;
+    return work();
+}
+
+// Runs `work` on another thread while this one waits without the GIL, and every 20 ms looks for Ctrl-C and
+// calls on_progress(done, total). Whatever those raise cancels the work, is raised once it has ended, and wins.
+template <typename Work>
+auto call_watched(Progress & progress, const py::object & on_progress, Work && work) -> std::invoke_result_t<Work> {
+    auto future = std::async(std::launch::async, std::forward<Work>(work));
+    std::exception_ptr interruption;
+    std::uint64_t reported = UINT64_MAX;
+    while (true) {
+        std::future_status status;
+        {
+            py::gil_scoped_release release;
+            status = future.wait_for(std::chrono::milliseconds(20));
+        }
+        if (!interruption) {
+            try {
+                if (PyErr_CheckSignals() != 0) {
+                    throw py::error_already_set();
+                }
+                const std::uint64_t done = progress.done.load();
+                if (!on_progress.is_none() && done != reported) {
+                    reported = done;
+                    on_progress(done, progress.total.load());
+                }
+            } catch (...) {
+                interruption = std::current_exception();
+                progress.cancelled = true;
+            }
+        }
+        if (status == std::future_status::ready) {
+            break;
+        }
+    }
+    if (interruption) {
+        try {
+            future.get();
+        } catch (...) {  // the work's own end, Cancelled mostly, gives way to what cancelled it
+        }
+        std::rethrow_exception(interruption);
+    }
+    return future.get();
+}
+
+}  // namespace phiggml

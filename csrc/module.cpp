@@ -1,0 +1,12 @@
+#include "bind.h"
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "The compiled half of phiggml; use the phiggml package, not this.";
+    phiggml::register_error(m);
+    phiggml::register_runtime(m);
+    phiggml::register_quant(m);
+    phiggml::register_gguf(m);
+    phiggml::register_recipe(m);
+    phiggml::register_model(m);
+    phiggml::register_session(m);
+}

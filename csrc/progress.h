@@ -1,0 +1,18 @@
+// What a long job and the thread that waits for it share: how far it is, and whether to stop.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace phiggml {
+
+struct Progress {
+    std::atomic<std::uint64_t> done{0};
+    std::atomic<std::uint64_t> total{0};
+    std::atomic<bool> cancelled{false};
+};
+
+// Thrown by a job that saw `cancelled`; never leaves bind.h, which raises what asked for the stop.
+struct Cancelled {};
+
+}  // namespace phiggml

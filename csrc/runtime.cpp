@@ -1,0 +1,206 @@
+#include "runtime.h"
+
+#include <algorithm>
+#include <cctype>
+#include <deque>
+#include <filesystem>
+#include <mutex>
+
+#include "error.h"
+#include "ggml-backend.h"
+#include "llama.h"
+
+namespace phiggml {
+
+namespace {
+
+class LogRing {
+public:
+    void add(ggml_log_level level, const char * text) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (level == GGML_LOG_LEVEL_CONT && !records_.empty()) {
+            records_.back().text += text;
+            return;
+        }
+        records_.push_back({python_level(level), text});
+        ++n_added_;
+        if (records_.size() > capacity) {
+            records_.pop_front();
+        }
+    }
+
+    std::vector<LogRecord> take() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        std::vector<LogRecord> taken(std::make_move_iterator(records_.begin()), std::make_move_iterator(records_.end()));
+        records_.clear();
+        return taken;
+    }
+
+    std::uint64_t position() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return n_added_;
+    }
+
+    std::string last_error_since(std::uint64_t position) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (auto record = records_.rbegin(); record != records_.rend() && n_added_ > position; ++record, ++position) {
+            if (record->level >= 40) {
+                return record->text;
+            }
+        }
+        return "";
+    }
+
+private:
+    static constexpr std::size_t capacity = 4096;
+
+    static int python_level(ggml_log_level level) {
+        switch (level) {
+            case GGML_LOG_LEVEL_ERROR: return 40;
+            case GGML_LOG_LEVEL_WARN: return 30;
+            // Upstream's "info" is what a developer of upstream wants to see.
+            default: return 10;
+        }
+    }
+
+    std::mutex mutex_;
+    std::deque<LogRecord> records_;
+    std::uint64_t n_added_ = 0;
+};
+
+LogRing & log_ring() {
+    static auto * ring = new LogRing;  // outlives every static destructor that may still log
+    return *ring;
+}
+
+extern "C" void add_to_ring(ggml_log_level level, const char * text, void *) {
+    try {
+        log_ring().add(level, text);
+    } catch (...) {  // a lost line is better than an exception in a C frame
+    }
+}
+
+std::string kind_of(ggml_backend_dev_t device) {
+    switch (ggml_backend_dev_type(device)) {
+        case GGML_BACKEND_DEVICE_TYPE_CPU: return "cpu";
+        case GGML_BACKEND_DEVICE_TYPE_ACCEL: return "accel";
+        default: return "gpu";
+    }
+}
+
+bool is_module(const std::filesystem::path & file, const std::string & prefix) {
+    const std::string name = file.stem().string();
+    const std::string extension = file.extension().string();
+    return name.rfind(prefix, 0) == 0 && (extension == ".so" || extension == ".dylib" || extension == ".dll");
+}
+
+std::vector<std::filesystem::path> modules_in(const std::filesystem::path & folder) {
+    std::vector<std::filesystem::path> modules;
+    std::error_code failure;
+    for (const auto & entry : std::filesystem::directory_iterator(folder, failure)) {
+        if (is_module(entry.path(), "libggml-") || is_module(entry.path(), "ggml-")) {
+            modules.push_back(entry.path());
+        }
+    }
+    std::sort(modules.begin(), modules.end());
+    return modules;
+}
+
+bool is_cpu_module(const std::filesystem::path & file) {
+    return is_module(file, "libggml-cpu") || is_module(file, "ggml-cpu");
+}
+
+void load_cpu(const std::filesystem::path & folder, const std::string & variant) {
+    if (variant.empty()) {
+        ggml_backend_load_all_from_path(folder.string().c_str());
+        if (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) == nullptr) {
+            throw Error(ErrorKind::device, "load: " + folder.string() +
+                                               ": no CPU module there runs on this machine. Reinstall phiggml from source.");
+        }
+        return;
+    }
+    for (const auto & file : modules_in(folder)) {
+        const std::string stem = file.stem().string();
+        const std::string ending = "ggml-cpu-" + variant;
+        if (is_cpu_module(file) && stem.size() >= ending.size() &&
+            stem.compare(stem.size() - ending.size(), ending.size(), ending) == 0) {
+            if (ggml_backend_load(file.string().c_str()) != nullptr) {
+                return;
+            }
+        }
+    }
+    throw Error(ErrorKind::device, "load: PHIGGML_CPU_VARIANT=" + variant + ": no such CPU module loads from " +
+                                       folder.string() + ". Unset it to let the best one be chosen.");
+}
+
+}  // namespace
+
+void capture_log() {
+    ggml_log_set(add_to_ring, nullptr);
+    llama_log_set(add_to_ring, nullptr);
+}
+
+std::vector<LogRecord> take_log() { return log_ring().take(); }
+
+LogMark::LogMark() : position_(log_ring().position()) {}
+
+std::string LogMark::last_error() const {
+    std::string text = log_ring().last_error_since(position_);
+    while (!text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) {
+        text.pop_back();
+    }
+    if (text.empty()) {
+        return "it does not say why.";
+    }
+    return text.back() == '.' ? text : text + ".";
+}
+
+void load_backends(const std::string & folder, const std::string & cpu_variant) {
+    static std::mutex mutex;
+    static bool loaded = false;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (loaded) {
+        return;
+    }
+    // Upstream loads whatever lies in the current directory once it finds no backend registered: ours come first.
+    load_cpu(folder, cpu_variant);
+    for (const auto & file : modules_in(folder)) {
+        if (!is_cpu_module(file)) {
+            ggml_backend_load(file.string().c_str());  // a driver that is missing is no fault: the log says why
+        }
+    }
+    llama_backend_init();
+    loaded = true;
+}
+
+std::vector<DeviceInfo> list_devices() {
+    std::vector<DeviceInfo> devices;
+    for (std::size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        const ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        std::size_t free = 0;
+        std::size_t total = 0;
+        ggml_backend_dev_memory(device, &free, &total);
+        devices.push_back({ggml_backend_dev_name(device), ggml_backend_dev_description(device),
+                           ggml_backend_reg_name(ggml_backend_dev_backend_reg(device)), kind_of(device), total, free});
+    }
+    return devices;
+}
+
+std::vector<std::pair<std::string, std::string>> cpu_features() {
+    std::vector<std::pair<std::string, std::string>> features;
+    const ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    if (device == nullptr) {
+        return features;
+    }
+    const auto get = reinterpret_cast<ggml_backend_get_features_t>(
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_get_features"));
+    if (get != nullptr) {
+        for (const ggml_backend_feature * feature = get(ggml_backend_dev_backend_reg(device)); feature->name != nullptr;
+             ++feature) {
+            features.emplace_back(feature->name, feature->value);
+        }
+    }
+    return features;
+}
+
+}  // namespace phiggml

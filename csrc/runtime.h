@@ -1,0 +1,50 @@
+// What the process has: backends loaded by explicit path, their devices, and upstream's log.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace phiggml {
+
+struct DeviceInfo {
+    std::string name;
+    std::string description;
+    std::string backend;
+    std::string kind;  // "cpu", "gpu" or "accel"
+    std::uint64_t memory_total;
+    std::uint64_t memory_free;
+};
+
+struct LogRecord {
+    int level;  // as Python's logging counts: 10 debug ... 40 error
+    std::string text;
+};
+
+// Sends upstream's log into the ring instead of stderr. Called once, when the module is imported.
+void capture_log();
+
+// Takes what the ring holds. Old lines fall out when nobody takes them.
+std::vector<LogRecord> take_log();
+
+// Remembers where the log stands, to say afterwards what upstream complained of. Takes nothing out of the ring.
+class LogMark {
+public:
+    LogMark();
+    std::string last_error() const;  // a sentence
+
+private:
+    std::uint64_t position_;
+};
+
+// Loads the CPU module and every other backend module in `folder`, once; later calls do nothing. `cpu_variant`
+// names one CPU module ("haswell"), or is empty to let upstream choose. Nothing outside `folder` is looked at.
+void load_backends(const std::string & folder, const std::string & cpu_variant);
+
+std::vector<DeviceInfo> list_devices();
+
+// What the loaded CPU module was compiled for: {"AVX2", "1"}, ...
+std::vector<std::pair<std::string, std::string>> cpu_features();
+
+}  // namespace phiggml

@@ -1,0 +1,17 @@
+// Shares independent pieces of work among threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "progress.h"
+
+namespace phiggml {
+
+// Calls piece(index) once for each index in [0, n_pieces), on up to n_threads threads, the caller's among them.
+// The first exception stops the rest and is thrown here; Cancelled is thrown when progress says so. `done` of
+// progress is left to the pieces.
+void share_pieces(std::uint64_t n_pieces, int n_threads, const Progress & progress,
+                  const std::function<void(std::uint64_t)> & piece);
+
+}  // namespace phiggml
