@@ -1,0 +1,363 @@
+"""A model, tensor by tensor, to a GGUF file of quantized types: plan, then write."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phiggml import _core
+from phiggml.errors import InputError
+from phiggml.gguf import GGUFValue, GGUFWriter
+from phiggml.gguf_value import encode_string, encode_value
+from phiggml.progress import Progress
+from phiggml.quant import QuantType
+from phiggml.recipe import (
+    ModelShape,
+    Plan,
+    PlannedTensor,
+    QuantizeOptions,
+    TensorFacts,
+    plan_types,
+)
+from phiggml.report import Report
+from phiggml.runtime import thread_count
+from phiggml.source import SourceModel, SourceTensor, gguf_source
+
+__all__ = [
+    "Progress",
+    "QuantizeOptions",
+    "Report",
+    "SourceModel",
+    "SourceTensor",
+    "WriteJob",
+    "quantize_model",
+    "write_model",
+]
+
+# Enough rows at a time to keep all threads busy, few enough to stay in the processor's caches.
+_DEFAULT_MEMORY = 32 << 20
+
+_DEFAULT_OPTIONS = QuantizeOptions()
+
+
+@dataclass(frozen=True)
+class WriteJob:
+    """How write_model does its work.
+
+    Attributes:
+        imatrix: tensor name -> importances, float32[n] or float32[experts, n]; or None.
+        overrides: regular expression over tensor names -> tensor type.
+        options: see QuantizeOptions.
+        threads: None means all cores available to the process.
+        progress: called with a Progress after each piece, from the calling thread.
+        overwrite: whether an existing file may be replaced.
+        dry_run: plan and report, but write nothing.
+    """
+
+    imatrix: Mapping[str, npt.ArrayLike] | None = None
+    overrides: Mapping[str, str] | None = None
+    options: QuantizeOptions = _DEFAULT_OPTIONS
+    threads: int | None = None
+    progress: Callable[[Progress], object] | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+def quantize_model(
+    src: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    type: str,
+    *,
+    imatrix: Mapping[str, npt.ArrayLike] | None = None,
+    overrides: Mapping[str, str] | None = None,
+    options: QuantizeOptions = _DEFAULT_OPTIONS,
+    threads: int | None = None,
+    progress: Callable[[Progress], object] | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> Report:
+    """Write a GGUF file again with its weights quantized.
+
+    Args:
+        src: a GGUF file, or the first part of a split one (the parts are merged).
+        out: the file to write; it appears there only when it is complete.
+        type: of the whole model, such as "Q4_K_M", in any case; see model_types().
+        imatrix: tensor name -> importances, float32[n] for rows of n (float32[experts, n] for
+            a tensor of experts).
+        overrides: regular expression, searched for in tensor names -> tensor type. The first that
+            matches wins; tensors that the rules never quantize (norms, biases) stay as they are.
+        options: what else to do differently.
+        threads: None means all cores available to the process.
+        progress: called with a Progress after each piece; what it raises ends the work.
+        overwrite: whether an existing file may be replaced.
+        dry_run: plan and report the exact size, but write nothing.
+    Returns:
+        What was written; str() of it is a table.
+    Raises:
+        InputError: an unknown type, a bad expression, importances that do not fit, or tensors that
+            cannot become what they should (all of them together), before any work; or weights that
+            are not finite.
+        FormatError: the source is no valid GGUF model.
+        UnsupportedError: an architecture for which there are no rules.
+        FileExistsError: `out` exists and overwrite is False.
+    Cost: memory is bounded by options.max_memory, not by the size of tensors; the GIL is released
+        while numbers are converted; Ctrl-C stops it and leaves no file.
+    Source: types by llama.cpp's own rules (llama-quant.cpp), numbers by ggml_quantize_chunk: tensor
+        data equal, byte for byte, those that llama-quantize writes.
+    """
+    job = WriteJob(
+        imatrix=imatrix,
+        overrides=overrides,
+        options=options,
+        threads=threads,
+        progress=progress,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+    with ExitStack() as files:
+        return write_model(gguf_source(src, files), out, type, job=job)
+
+
+def write_model(
+    source: SourceModel, out: str | os.PathLike[str], type: str, *, job: WriteJob
+) -> Report:
+    """Write a model's tensors, converted to the types that the rules choose, as a GGUF file.
+
+    Args:
+        source: metadata and tensors.
+        out: the file to write; it appears there only when it is complete.
+        type: of the whole model, in any case.
+        job: everything else.
+    Returns:
+        What was written.
+    Raises:
+        As quantize_model.
+    Cost: as quantize_model; each row is read once.
+    Source: the order of keys and tensors is llama_model_quantize's.
+    """
+    started = time.perf_counter()
+    path = Path(out)
+    for read in source.paths:
+        if path.exists() and path.samefile(read):
+            raise InputError(f"quantize: {path}: it is the source itself. Write to another file.")
+    imatrix = None if job.imatrix is None else _checked_imatrix(job.imatrix, source.tensors)
+    plan = plan_types(
+        ModelShape.from_metadata(source.architecture, _plain(source.metadata)),
+        [TensorFacts(tensor.name, tensor.shape, tensor.type) for tensor in source.tensors],
+        type,
+        overrides=job.overrides,
+        options=job.options,
+        imatrix_names=imatrix,
+    )
+    budget = _memory(job.options, plan)
+    threads = thread_count(job.threads, "quantize")
+    metadata = _output_metadata(source.metadata, plan)
+    if job.dry_run:
+        nbytes = _file_size(metadata, plan)
+    else:
+        converter = _Converter(imatrix or {}, budget, threads, progress=job.progress)
+        with GGUFWriter(path, overwrite=job.overwrite) as writer:
+            _declare(writer, metadata, plan)
+            converter.run(source, plan, writer)
+        nbytes = path.stat().st_size
+    return Report(path, plan, nbytes, time.perf_counter() - started, written=not job.dry_run)
+
+
+def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata without the wrappers that fix a value's GGUF type."""
+    return {
+        key: value.value if isinstance(value, GGUFValue) else value
+        for key, value in metadata.items()
+    }
+
+
+def _output_metadata(metadata: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """What the file says about itself, in the order of llama_model_quantize."""
+    version, file_type = "general.quantization_version", "general.file_type"
+    dropped = {version, file_type, "split.no", "split.count", "split.tensors.count"}
+    return {
+        **{key: value for key, value in metadata.items() if key not in dropped},
+        version: GGUFValue(_core.recipe.quantization_version(), "UINT32"),
+        file_type: GGUFValue(plan.file_type, "UINT32"),
+    }
+
+
+def _declare(writer: GGUFWriter, metadata: Mapping[str, Any], plan: Plan) -> None:
+    for key, value in metadata.items():
+        writer.metadata[key] = value
+    for tensor in plan.tensors:
+        writer.add_tensor_stream(tensor.name, tensor.shape, tensor.type)
+
+
+def _file_size(metadata: Mapping[str, Any], plan: Plan) -> int:
+    """Size of the file that a GGUFWriter would write, in bytes."""
+    given = _plain(metadata).get("general.alignment", 32)
+    alignment = int(given)
+
+    def padded(nbytes: int) -> int:
+        return -(-nbytes // alignment) * alignment
+
+    header = 24 + sum(
+        len(encode_string(key, "quantize")) + len(encode_value(value, key))
+        for key, value in metadata.items()
+    )
+    header += sum(
+        len(encode_string(tensor.name, "quantize")) + 16 + 8 * len(tensor.shape)
+        for tensor in plan.tensors
+    )
+    return padded(header) + sum(padded(tensor.nbytes) for tensor in plan.tensors)
+
+
+def _checked_imatrix(
+    imatrix: Mapping[str, npt.ArrayLike], tensors: Sequence[SourceTensor]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Importances of the tensors that are there, float32[experts, n], each checked."""
+    if not isinstance(imatrix, Mapping):
+        raise InputError(
+            f"imatrix: {imatrix!r}: it must be a mapping from tensor names to importances."
+        )
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    if not shapes.keys() & imatrix.keys():
+        raise InputError(
+            f"imatrix: none of its {len(imatrix)} names is a tensor of this model. "
+            "Pass one that was made from this model."
+        )
+    checked = {}
+    for name, values in imatrix.items():
+        array = np.asarray(values)
+        if array.dtype.kind != "f":
+            raise InputError(f"imatrix: {name}: its dtype is {array.dtype}. Pass float32.")
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(array, dtype=np.float32)
+        if not np.isfinite(array).all() or (array < 0).any():
+            raise InputError(
+                f"imatrix: {name}: importances are finite and not negative. Collect them anew."
+            )
+        if name in shapes:
+            checked[name] = _importances(name, array, shapes[name])
+    return checked
+
+
+def _importances(
+    name: str, array: npt.NDArray[np.float32], shape: tuple[int, ...]
+) -> npt.NDArray[np.float32]:
+    experts, n = math.prod(shape[:-2]), shape[-1]
+    if array.size != experts * n or array.shape[-1:] not in {(n,), (experts * n,)}:
+        wanted = f"float32[{n}]" if experts == 1 else f"float32[{experts}, {n}]"
+        raise InputError(
+            f"imatrix: {name}: its shape is {array.shape}, not {wanted}. "
+            "Pass one that was made from this model."
+        )
+    return array.reshape(experts, n)
+
+
+def _row_memory(tensor: PlannedTensor) -> int:
+    """Bytes that one row takes on its way: as it is, as float32, and as it becomes."""
+    rows = math.prod(tensor.shape[:-1])
+    return tensor.source_nbytes // rows + 4 * tensor.shape[-1] + tensor.nbytes // rows
+
+
+def _memory(options: QuantizeOptions, plan: Plan) -> int:
+    budget = options.max_memory
+    if budget is None:
+        return _DEFAULT_MEMORY
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        raise InputError(f"max_memory: {budget!r}: it must be a positive number of bytes, or None.")
+    for tensor in plan.tensors:
+        if _row_memory(tensor) > budget:
+            raise InputError(
+                f"max_memory: {tensor.name}: one row of it takes {_row_memory(tensor)} bytes. "
+                f"Allow more than {budget}."
+            )
+    return budget
+
+
+class _Converter:
+    """Carries rows from the source to the writer, a bounded number at a time."""
+
+    def __init__(
+        self,
+        imatrix: Mapping[str, npt.NDArray[np.float32]],
+        budget: int,
+        threads: int,
+        *,
+        progress: Callable[[Progress], object] | None,
+    ) -> None:
+        self._imatrix = imatrix
+        self._budget = budget
+        self._threads = threads
+        self._progress = progress
+        self._done = 0
+        self._total = 0
+
+    def run(self, source: SourceModel, plan: Plan, writer: GGUFWriter) -> None:
+        self._total = sum(tensor.source_nbytes for tensor in plan.tensors)
+        self._advance(0)
+        tensors = {tensor.name: tensor for tensor in source.tensors}
+        for planned in plan.tensors:
+            try:
+                self._tensor(tensors[planned.name], planned, writer)
+            except InputError as error:
+                raise InputError(f"{planned.name}: {error}") from error
+
+    def _advance(self, nbytes: int) -> None:
+        self._done += nbytes
+        if self._progress is not None:
+            self._progress(Progress("quantize", self._done, self._total))
+
+    def _tensor(self, tensor: SourceTensor, planned: PlannedTensor, writer: GGUFWriter) -> None:
+        copied = planned.type == planned.source_type
+        importances = None if copied else self._imatrix.get(planned.name)
+        for start, stop in self._pieces(planned, by_expert=importances is not None):
+            block = tensor.read(start, stop)
+            if copied:
+                self._check_finite(block, planned)
+                writer.write_rows(block)
+            else:
+                expert = start // planned.shape[-2] if importances is not None else 0
+                row = None if importances is None else importances[expert]
+                writer.write_rows(self._convert(block, planned, row))
+            self._advance(block.nbytes)
+
+    def _pieces(self, planned: PlannedTensor, *, by_expert: bool) -> Iterator[tuple[int, int]]:
+        """Ranges of rows; with importances, none spans two experts."""
+        rows = math.prod(planned.shape[:-1])
+        step = max(1, self._budget // _row_memory(planned))
+        unit = planned.shape[-2] if by_expert else rows
+        for first in range(0, rows, unit):
+            for start in range(first, first + unit, step):
+                yield start, min(start + step, first + unit)
+
+    def _numbers(self, block: npt.NDArray[np.uint8], type: str, n: int) -> npt.NDArray[np.float32]:
+        numbers = np.empty((len(block), n), dtype=np.float32)
+        _core.quant.dequantize_rows(block, QuantType(type).id, n, numbers, self._threads)
+        return numbers
+
+    def _convert(
+        self,
+        block: npt.NDArray[np.uint8],
+        planned: PlannedTensor,
+        importances: npt.NDArray[np.float32] | None,
+    ) -> npt.NDArray[np.uint8]:
+        numbers = self._numbers(block, planned.source_type, planned.shape[-1])
+        row_bytes = planned.nbytes // math.prod(planned.shape[:-1])
+        out = np.empty((len(block), row_bytes), dtype=np.uint8)
+        _core.quant.quantize_rows(
+            numbers, QuantType(planned.type).id, out, importances, self._threads, False
+        )
+        return out
+
+    def _check_finite(self, block: npt.NDArray[np.uint8], planned: PlannedTensor) -> None:
+        if not QuantType(planned.type).can_dequantize:
+            return
+        if not np.isfinite(self._numbers(block, planned.type, planned.shape[-1])).all():
+            raise InputError("it holds NaN or infinity. Repair the source first.")
