@@ -1,0 +1,101 @@
+"""general.* metadata: names, size, licence, tags and sampling defaults of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phiggml.conversion.fields import INT32_MAX, is_number, is_text
+from phiggml.conversion.model_card import read_model_card
+from phiggml.conversion.naming import named_for_tokenizer, parse_model_id, size_label, title
+
+__all__ = ["general_metadata"]
+
+# generation_config.json's name and GGUF's; all but top_k are FLOAT32.
+_SAMPLING = {
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "temperature": "temp",
+    "repetition_penalty": "penalty_repeat",
+}
+
+
+def _sampling(generation: dict[str, Any]) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for source, target in _SAMPLING.items():
+        value = generation.get(source)
+        if not is_number(value) or abs(value) > INT32_MAX:
+            continue
+        as_stored = np.int32(value) if target == "top_k" else np.float32(value)
+        metadata[f"general.sampling.{target}"] = as_stored
+    return metadata
+
+
+def _names(folder: Path, config: dict[str, Any], parameters: int) -> dict[str, str]:
+    """Parts of the name: config.json's _name_or_path if it is an id, completed by the folder's."""
+    ids = [folder.resolve().name]
+    given = config.get("_name_or_path")
+    if isinstance(given, str) and given and is_text(given) and given.count("/") <= 1:
+        ids.insert(0, given)
+    parts: dict[str, str] = {}
+    for model_id in filter(is_text, ids):
+        name = parse_model_id(model_id, parameters)
+        found = {
+            "name": title(name.name) if name.name else None,
+            "version": name.version,
+            "organization": title(name.organization) if name.organization else None,
+            "finetune": name.finetune,
+            "basename": name.basename,
+            "size_label": name.size,
+        }
+        for key, value in found.items():
+            if value:
+                parts.setdefault(key, value)
+    parts.setdefault("name", "Model")
+    parts.setdefault("size_label", size_label(parameters))
+    return parts
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    card = read_model_card(folder)
+
+    def listed(*keys: str) -> list[str]:
+        values = (card.get(key, []) for key in keys)
+        return [item for v in values for item in ([v] if isinstance(v, str) else v)]
+
+    metadata: dict[str, Any] = {}
+    for key in ("license", "license_name", "license_link"):
+        if key in card:
+            metadata[f"general.{key.replace('_', '.')}"] = ",".join(listed(key))
+    for target, keys in (("tags", ("tags", "pipeline_tag")), ("languages", ("language",))):
+        if values := listed(*keys):
+            metadata[f"general.{target}"] = values
+    return metadata
+
+
+def general_metadata(
+    folder: Path,
+    config: dict[str, Any],
+    generation: dict[str, Any],
+    *,
+    parameters: int,
+    strips: bool,
+) -> dict[str, Any]:
+    """The general.* keys, without file_type and quantization_version.
+
+    Args:
+        folder: the checkpoint.
+        config: config.json.
+        generation: generation_config.json, or an empty mapping.
+        parameters: elements of all tensors together.
+        strips: whether white space right of special tokens vanishes; decides the name's spelling.
+    """
+    names = _names(folder, config, parameters)
+    names["name"] = named_for_tokenizer(names["name"], strips=strips)
+    metadata: dict[str, Any] = {"general.type": "model", **_sampling(generation)}
+    metadata.update({f"general.{key}": value for key, value in names.items()})
+    metadata.update(_card(folder))
+    return metadata

@@ -1,0 +1,171 @@
+"""One safetensors file: a header that is checked whole before any byte of data is looked at.
+
+Source: the format as the README of huggingface/safetensors gives it: a little-endian u64 header
+length, that many bytes of JSON, then the data, covered by the tensors without overlap or hole.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from phiggml.conversion.jsonfile import parse_object, regular_size
+from phiggml.errors import FormatError, InputError
+
+__all__ = ["SafetensorsFile", "StoredTensor"]
+
+HEADER_LIMIT = 100_000_000
+_LENGTH_BYTES = 8
+
+_DTYPE_BITS: Mapping[str, int] = MappingProxyType(
+    {
+        "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+        "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+        "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+        "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+        "U32": 32, "I32": 32, "F32": 32,
+        "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor of a checkpoint lies; ``offset`` counts from the start of the file."""
+
+    name: str
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class SafetensorsFile:
+    """A safetensors file whose header is read at once and whose data are mapped.
+
+    Args:
+        path: the file.
+    Raises:
+        FormatError: the header breaks the format; ``path`` and ``offset`` say where.
+    Cost: reads the header only; mapping touches no data. A file that is replaced by another of the
+        same name meanwhile stays readable, as it was, through the map.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        regular_size(path)
+        with path.open("rb") as file:
+            self._size = os.fstat(file.fileno()).st_size
+            start, header = self._read_header(file)
+            self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.metadata: Mapping[str, str] = MappingProxyType(self._take_metadata(header))
+        tensors = {name: self._tensor(name, entry, start) for name, entry in header.items()}
+        self._check_cover(tensors, start)
+        self.tensors: Mapping[str, StoredTensor] = MappingProxyType(tensors)
+
+    def data(self, tensor: StoredTensor) -> npt.NDArray[np.uint8]:
+        """Return the bytes of ``tensor``: uint8[nbytes], a read-only view that keeps the map alive.
+
+        Raises:
+            FormatError: the file has been made shorter since its header was read.
+        """
+        if self._map is None:
+            raise InputError(f"read checkpoint: {self.path}: is closed. Open it again.")
+        # Touching a page beyond the end of a truncated file would kill the process.
+        if min(self._map.size(), len(self._map)) < self._size:
+            self._fail("was made shorter while it was read. Convert again from an unchanged file")
+        if tensor.nbytes == 0:
+            return np.empty(0, dtype=np.uint8)
+        return np.frombuffer(self._map, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
+
+    def close(self) -> None:
+        """Let go of the map; views that are still held keep it until they go."""
+        self._map = None
+
+    def _fail(self, sentence: str, offset: int = 0) -> NoReturn:
+        raise FormatError(
+            f"read checkpoint: {self.path}: {sentence}.", path=str(self.path), offset=offset
+        )
+
+    def _read_header(self, file: BinaryIO) -> tuple[int, dict[str, Any]]:
+        length_bytes = file.read(_LENGTH_BYTES)
+        if len(length_bytes) < _LENGTH_BYTES:
+            self._fail(f"holds {self._size} bytes; a safetensors file has at least 10")
+        length = int.from_bytes(length_bytes, "little")
+        if length > HEADER_LIMIT:
+            self._fail(f"gives its header as {length} bytes; the format allows {HEADER_LIMIT}")
+        if length > self._size - _LENGTH_BYTES:
+            self._fail(
+                f"gives its header as {length} bytes, but only {self._size - _LENGTH_BYTES} follow"
+            )
+        start = _LENGTH_BYTES + length
+        header = parse_object(file.read(length), self.path, offset=_LENGTH_BYTES, unique=True)
+        return start, header
+
+    def _take_metadata(self, header: dict[str, Any]) -> dict[str, str]:
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(
+            isinstance(value, str) for value in metadata.values()
+        ):
+            self._fail("__metadata__ must map strings to strings", _LENGTH_BYTES)
+        return metadata
+
+    def _tensor(self, name: str, entry: Any, start: int) -> StoredTensor:
+        def fail(rule: str) -> NoReturn:
+            self._fail(f"tensor {name!r}: {rule}", _LENGTH_BYTES)
+
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            fail("its entry must hold dtype, shape and data_offsets, and nothing else")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
+            fail(f"dtype {dtype!r} is unknown")
+        if not _is_counts(shape):
+            fail(f"shape {shape!r} must be a list of whole numbers >= 0")
+        if not _is_counts(offsets) or len(offsets) != 2:
+            fail(f"data_offsets {offsets!r} must be two whole numbers >= 0")
+        begin, end = offsets
+        available = self._size - start
+        if not begin <= end <= available:
+            fail(f"data_offsets [{begin}, {end}] lie outside the {available} bytes of data")
+        bits = math.prod(shape) * _DTYPE_BITS[dtype]
+        if bits != (end - begin) * 8:
+            fail(
+                f"dtype {dtype} and shape {shape} need {bits / 8:.15g} bytes, "
+                f"data_offsets give {end - begin}"
+            )
+        return StoredTensor(name, self.path, dtype, tuple(shape), start + begin, end - begin)
+
+    def _check_cover(self, tensors: Mapping[str, StoredTensor], start: int) -> None:
+        end = start
+        for tensor in sorted(tensors.values(), key=lambda t: (t.offset, t.nbytes)):
+            if tensor.offset < end:
+                self._fail(
+                    f"tensor {tensor.name!r}: its data overlap another tensor's", tensor.offset
+                )
+            if tensor.offset > end:
+                self._fail(
+                    f"tensor {tensor.name!r}: a hole of {tensor.offset - end} bytes "
+                    "lies before its data",
+                    end,
+                )
+            end = tensor.offset + tensor.nbytes
+        if end != self._size:
+            self._fail(f"{self._size - end} bytes at the end belong to no tensor", end)
+
+
+def _is_counts(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= 16
+        and all(type(item) is int and 0 <= item < 2**63 for item in value)
+    )
