@@ -1,0 +1,79 @@
+#include "batch.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "error.h"
+#include "llama.h"
+#include "progress.h"
+#include "runtime.h"
+
+namespace phiggml {
+
+namespace {
+
+class Batch {
+public:
+    explicit Batch(std::size_t capacity) : batch_(llama_batch_init(static_cast<std::int32_t>(capacity), 0, 1)) {}
+    ~Batch() { llama_batch_free(batch_); }
+    Batch(const Batch &) = delete;
+    Batch & operator=(const Batch &) = delete;
+
+    void clear() { batch_.n_tokens = 0; }
+
+    void add(std::int32_t token, std::int32_t position, std::int32_t sequence, bool logits) {
+        const std::int32_t i = batch_.n_tokens++;
+        batch_.token[i] = token;
+        batch_.pos[i] = position;
+        batch_.n_seq_id[i] = 1;
+        batch_.seq_id[i][0] = sequence;
+        batch_.logits[i] = logits ? 1 : 0;
+    }
+
+    const llama_batch & get() const { return batch_; }
+
+private:
+    llama_batch batch_;
+};
+
+void check(std::int32_t status, const LogMark & mark) {
+    switch (status) {
+        case 0: return;
+        case 1:
+            throw Error(ErrorKind::session, "eval: the context has no room for these tokens. Reset the session, or make "
+                                            "one of a larger n_ctx.");
+        case 2: throw Cancelled();
+        default:
+            throw Error(ErrorKind::session, "eval: decoding failed: " + mark.last_error() +
+                                                " See the \"phiggml\" log at level DEBUG.");
+    }
+}
+
+}  // namespace
+
+void decode_in_batches(llama_context * context, const BatchRequest & request, const TakeLogits & take) {
+    const std::size_t n = request.tokens.size();
+    const std::size_t n_batch = std::min<std::size_t>(llama_n_batch(context), n);
+    Batch batch(std::max<std::size_t>(n_batch, 1));
+    try {
+        for (std::size_t begin = 0; begin < n; begin += n_batch) {
+            const std::size_t end = std::min(begin + n_batch, n);
+            batch.clear();
+            for (std::size_t i = begin; i < end; ++i) {
+                batch.add(request.tokens[i], request.first_position + static_cast<std::int32_t>(i), request.sequence,
+                          request.all_logits || i + 1 == n);
+            }
+            const LogMark mark;
+            check(llama_decode(context, batch.get()), mark);
+            const std::size_t n_rows = request.all_logits ? end - begin : (end == n ? 1 : 0);
+            if (n_rows > 0) {
+                take(llama_get_logits(context), n_rows);
+            }
+        }
+    } catch (...) {
+        llama_memory_seq_rm(llama_get_memory(context), request.sequence, request.first_position, -1);
+        throw;
+    }
+}
+
+}  // namespace phiggml

@@ -1,0 +1,26 @@
+// The loop that decodes tokens in batches. Session uses it, and whoever decodes many sequences will.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+struct llama_context;
+
+namespace phiggml {
+
+struct BatchRequest {
+    const std::vector<std::int32_t> & tokens;
+    std::int32_t sequence = 0;
+    std::int32_t first_position = 0;
+    bool all_logits = false;  // else those of the last token only
+};
+
+// Called after each batch with its logits, float32[n_rows, n_vocab], which the next batch overwrites.
+using TakeLogits = std::function<void(const float * logits, std::size_t n_rows)>;
+
+// Throws Error::session when decoding fails and Cancelled when the context's abort callback asked for it. Either way
+// the context's memory of the sequence ends where it did before.
+void decode_in_batches(llama_context * context, const BatchRequest & request, const TakeLogits & take);
+
+}  // namespace phiggml

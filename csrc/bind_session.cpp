@@ -1,0 +1,104 @@
+#include "bind.h"
+#include "sampling.h"
+#include "session.h"
+
+namespace phiggml {
+
+namespace {
+
+// Calls that read less than this from the weights end before anybody could press Ctrl-C; they stay on this thread.
+constexpr std::uint64_t watched_bytes = 1 << 28;
+
+std::vector<std::int32_t> token_vector(const py::array & tokens) {
+    const std::int32_t * data = contiguous_data<std::int32_t>(tokens, "tokens");
+    return std::vector<std::int32_t>(data, data + tokens.size());
+}
+
+template <typename Work>
+auto call(const Session & session, std::size_t n_tokens, Work && work) {
+    Progress progress;
+    if (session.bytes_per_token() * n_tokens < watched_bytes) {
+        return call_released([&] { return work(progress); });
+    }
+    return call_watched(progress, py::none(), [&] { return work(progress); });
+}
+
+// Hands a vector's memory to numpy, which frees it.
+py::array_t<float> owned_array(std::vector<float> && values, py::ssize_t n_columns) {
+    auto holder = std::make_unique<std::vector<float>>(std::move(values));
+    const py::ssize_t n_rows = n_columns == 0 ? 0 : static_cast<py::ssize_t>(holder->size()) / n_columns;
+    const float * data = holder->data();
+    const py::capsule owner(holder.get(), [](void * pointer) {
+        const std::unique_ptr<std::vector<float>> freed(static_cast<std::vector<float> *>(pointer));
+    });
+    holder.release();
+    return py::array_t<float>({n_rows, n_columns}, data, owner);
+}
+
+py::array_t<float> eval(Session & session, const py::array & tokens, bool all_logits) {
+    const std::vector<std::int32_t> ids = token_vector(tokens);
+    std::vector<float> logits =
+        call(session, ids.size(), [&](Progress & progress) { return session.eval(ids, all_logits, progress); });
+    const std::size_t n_rows = all_logits ? ids.size() : 1;
+    const auto n_columns = static_cast<py::ssize_t>(logits.size() / n_rows);
+    return owned_array(std::move(logits), n_columns);
+}
+
+void prefill(Session & session, const py::array & tokens) {
+    const std::vector<std::int32_t> ids = token_vector(tokens);
+    call(session, ids.size(), [&](Progress & progress) { session.prefill(ids, progress); });
+}
+
+py::array_t<std::int32_t> session_tokens(const Session & session) {
+    const std::vector<std::int32_t> tokens = session.tokens();
+    return py::array_t<std::int32_t>(static_cast<py::ssize_t>(tokens.size()), tokens.data());
+}
+
+std::unique_ptr<Session> make_session(const std::shared_ptr<Model> & model, const SessionSettings & settings) {
+    return call_released([&] { return std::make_unique<Session>(model, settings); });
+}
+
+}  // namespace
+
+void register_session(py::module_ & m) {
+    py::module_ sub = m.def_submodule("session", "Contexts over a model, and sampling.");
+    py::class_<SamplingSettings>(sub, "SamplingSettings")
+        .def(py::init<>())
+        .def_readwrite("temperature", &SamplingSettings::temperature)
+        .def_readwrite("top_k", &SamplingSettings::top_k)
+        .def_readwrite("top_p", &SamplingSettings::top_p)
+        .def_readwrite("min_p", &SamplingSettings::min_p)
+        .def_readwrite("typical_p", &SamplingSettings::typical_p)
+        .def_readwrite("repeat_penalty", &SamplingSettings::repeat_penalty)
+        .def_readwrite("frequency_penalty", &SamplingSettings::frequency_penalty)
+        .def_readwrite("presence_penalty", &SamplingSettings::presence_penalty)
+        .def_readwrite("penalty_last_n", &SamplingSettings::penalty_last_n)
+        .def_readwrite("seed", &SamplingSettings::seed);
+    py::class_<Sampler>(sub, "Sampler")
+        .def(py::init<const SamplingSettings &, std::int32_t>(), py::arg("settings"), py::arg("n_vocab"))
+        .def("accept", &Sampler::accept, py::arg("token"));
+    py::class_<SessionSettings>(sub, "SessionSettings")
+        .def(py::init<>())
+        .def_readwrite("n_ctx", &SessionSettings::n_ctx)
+        .def_readwrite("n_batch", &SessionSettings::n_batch)
+        .def_readwrite("n_seq_max", &SessionSettings::n_seq_max)
+        .def_readwrite("type_k", &SessionSettings::type_k)
+        .def_readwrite("type_v", &SessionSettings::type_v)
+        .def_readwrite("flash_attn", &SessionSettings::flash_attn)
+        .def_readwrite("threads", &SessionSettings::threads);
+    py::class_<Session>(sub, "Session")
+        .def(py::init(&make_session), py::arg("model"), py::arg("settings"))
+        .def("eval", &eval, py::arg("tokens"), py::arg("all_logits"))
+        .def("prefill", &prefill, py::arg("tokens"))
+        .def(
+            "sample",
+            [](Session & session, Sampler & sampler) { return call_released([&] { return session.sample(sampler); }); },
+            py::arg("sampler"))
+        .def("reset", [](Session & session) { call_released([&] { session.reset(); }); })
+        .def("close", [](Session & session) { call_released([&] { session.close(); }); })
+        .def_property_readonly("closed", &Session::closed)
+        .def_property_readonly("n_ctx", &Session::n_ctx)
+        .def_property_readonly("tokens", &session_tokens);
+}
+
+}  // namespace phiggml

@@ -1,0 +1,208 @@
+#include "model.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "error.h"
+#include "ggml-backend.h"
+#include "llama.h"
+#include "runtime.h"
+#include "upstream/llama_model.h"
+
+namespace phiggml {
+
+namespace {
+
+ggml_backend_dev_t device_named(const std::string & name) {
+    ggml_backend_dev_t device = ggml_backend_dev_by_name(name.c_str());
+    if (device == nullptr) {
+        std::string present;
+        for (const DeviceInfo & info : list_devices()) {
+            present += (present.empty() ? "" : ", ") + info.name;
+        }
+        throw Error(ErrorKind::device, "load: there is no device " + name + ". Present: " + present + ".");
+    }
+    return device;
+}
+
+llama_split_mode split_mode_named(const std::string & name) {
+    if (name == "none") {
+        return LLAMA_SPLIT_MODE_NONE;
+    }
+    if (name == "layer") {
+        return LLAMA_SPLIT_MODE_LAYER;
+    }
+    if (name == "row") {
+        return LLAMA_SPLIT_MODE_ROW;
+    }
+    throw Error(ErrorKind::input, "load: split_mode \"" + name + "\" is unknown. Known: none, layer, row.");
+}
+
+// Upstream's parameters with the arrays that they point into.
+struct LoadParameters {
+    explicit LoadParameters(const ModelSettings & settings) : split(settings.tensor_split) {
+        for (const std::string & name : settings.devices) {
+            devices.push_back(device_named(name));
+        }
+        devices.push_back(nullptr);
+        for (const auto & [pattern, name] : settings.tensor_overrides) {
+            overrides.push_back({pattern.c_str(), ggml_backend_dev_buffer_type(device_named(name))});
+        }
+        overrides.push_back({nullptr, nullptr});
+        if (split.size() > llama_max_devices()) {
+            throw Error(ErrorKind::input, "load: tensor_split has " + std::to_string(split.size()) +
+                                              " entries; at most " + std::to_string(llama_max_devices()) + " are used.");
+        }
+        const bool any = std::any_of(split.begin(), split.end(), [](float share) { return share > 0; });
+        split.resize(llama_max_devices(), 0);
+
+        parameters = llama_model_default_params();
+        // An empty list, not a null one: only devices that were named are used.
+        parameters.devices = devices.data();
+        parameters.n_gpu_layers = settings.n_gpu_layers;
+        parameters.split_mode = split_mode_named(settings.split_mode);
+        parameters.tensor_split = any ? split.data() : nullptr;
+        parameters.tensor_buft_overrides = settings.tensor_overrides.empty() ? nullptr : overrides.data();
+        parameters.load_mode = settings.use_mmap ? (settings.use_mlock ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MMAP)
+                                                 : (settings.use_mlock ? LLAMA_LOAD_MODE_MLOCK : LLAMA_LOAD_MODE_NONE);
+    }
+
+    std::vector<ggml_backend_dev_t> devices;
+    std::vector<llama_model_tensor_buft_override> overrides;
+    std::vector<float> split;
+    llama_model_params parameters;
+};
+
+extern "C" bool report_loading(float share, void * user_data) {
+    auto * progress = static_cast<Progress *>(user_data);
+    progress->done = static_cast<std::uint64_t>(share * 1000);
+    return !progress->cancelled;
+}
+
+// Upstream asserts that a token which it is to add exists.
+void check_special_tokens(const llama_vocab * vocabulary, bool add_special) {
+    const bool no_bos = llama_vocab_get_add_bos(vocabulary) && llama_vocab_bos(vocabulary) == LLAMA_TOKEN_NULL;
+    const bool no_eos = llama_vocab_get_add_eos(vocabulary) && llama_vocab_eos(vocabulary) == LLAMA_TOKEN_NULL;
+    if (llama_vocab_type(vocabulary) == LLAMA_VOCAB_TYPE_NONE) {
+        throw Error(ErrorKind::unsupported, "tokenize: this model has no vocabulary. Pass token ids.");
+    }
+    if (add_special && (no_bos || no_eos)) {
+        throw Error::format("tokenize: the model says that a BOS or EOS token is added but names none. Pass "
+                            "add_special=False.");
+    }
+}
+
+}  // namespace
+
+void Model::Free::operator()(llama_model * model) const { llama_model_free(model); }
+
+Model::Model(const ModelSettings & settings, Progress & progress) {
+    LoadParameters load(settings);
+    progress.total = 1000;
+    load.parameters.progress_callback = report_loading;
+    load.parameters.progress_callback_user_data = &progress;
+    const LogMark mark;
+    model_.reset(llama_model_load_from_file(settings.path.c_str(), load.parameters));
+    if (!model_) {
+        if (progress.cancelled) {
+            throw Cancelled();
+        }
+        throw Error::format("load: llama.cpp refuses this model: " + mark.last_error() +
+                            " Convert the checkpoint anew, or see the \"phiggml\" log at level DEBUG.")
+            .with_path(settings.path);
+    }
+}
+
+std::vector<std::int32_t> Model::tokenize(const std::string & text, bool add_special, bool parse_special) const {
+    if (text.size() > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()) / 2) {
+        throw Error(ErrorKind::input, "tokenize: the text has " + std::to_string(text.size()) +
+                                          " bytes; at most 2^30 are taken at once. Split it.");
+    }
+    const llama_vocab * vocabulary = llama_model_get_vocab(model_.get());
+    check_special_tokens(vocabulary, add_special);
+    const auto size = static_cast<std::int32_t>(text.size());
+    std::vector<std::int32_t> tokens(text.size() + 2);
+    const auto fill = [&] {
+        try {
+            return llama_tokenize(vocabulary, text.data(), size, tokens.data(), static_cast<std::int32_t>(tokens.size()),
+                                  add_special, parse_special);
+        } catch (const std::exception & failure) {
+            throw Error::format(std::string("tokenize: the model's vocabulary is incomplete: ") + failure.what() +
+                                ". Convert the checkpoint anew.");
+        }
+    };
+    std::int32_t n = fill();
+    if (n < 0 && n != std::numeric_limits<std::int32_t>::min()) {
+        tokens.resize(static_cast<std::size_t>(-n));
+        n = fill();
+    }
+    if (n < 0) {
+        throw Error(ErrorKind::input, "tokenize: the text has too many tokens to count. Split it.");
+    }
+    tokens.resize(static_cast<std::size_t>(n));
+    return tokens;
+}
+
+std::string Model::detokenize(const std::vector<std::int32_t> & tokens, bool special) const {
+    const llama_vocab * vocabulary = llama_model_get_vocab(model_.get());
+    const int n_vocab = llama_vocab_n_tokens(vocabulary);
+    for (const std::int32_t token : tokens) {
+        if (token < 0 || token >= n_vocab) {
+            throw Error(ErrorKind::input, "detokenize: token " + std::to_string(token) +
+                                              " is not in the vocabulary of " + std::to_string(n_vocab) + ".");
+        }
+    }
+    std::string text(tokens.size() * 8 + 16, '\0');
+    const auto fill = [&] {
+        return llama_detokenize(vocabulary, tokens.data(), static_cast<std::int32_t>(tokens.size()), text.data(),
+                                static_cast<std::int32_t>(text.size()), false, special);
+    };
+    std::int32_t n = fill();
+    if (n < 0) {
+        text.resize(static_cast<std::size_t>(-n));
+        n = fill();
+    }
+    text.resize(static_cast<std::size_t>(std::max(n, 0)));
+    return text;
+}
+
+std::string Model::piece(std::int32_t token, bool special) const {
+    const llama_vocab * vocabulary = llama_model_get_vocab(model_.get());
+    std::string text(64, '\0');
+    std::int32_t n = llama_token_to_piece(vocabulary, token, text.data(), static_cast<std::int32_t>(text.size()), 0, special);
+    if (n < 0) {
+        text.resize(static_cast<std::size_t>(-n));
+        n = llama_token_to_piece(vocabulary, token, text.data(), static_cast<std::int32_t>(text.size()), 0, special);
+    }
+    text.resize(static_cast<std::size_t>(std::max(n, 0)));
+    return text;
+}
+
+bool Model::is_end_of_generation(std::int32_t token) const {
+    return llama_vocab_is_eog(llama_model_get_vocab(model_.get()), token);
+}
+
+bool Model::is_control(std::int32_t token) const {
+    return llama_vocab_is_control(llama_model_get_vocab(model_.get()), token);
+}
+
+int Model::n_vocab() const { return llama_vocab_n_tokens(llama_model_get_vocab(model_.get())); }
+int Model::n_ctx_train() const { return llama_model_n_ctx_train(model_.get()); }
+int Model::n_layer() const { return llama_model_n_layer(model_.get()); }
+int Model::n_embd() const { return llama_model_n_embd(model_.get()); }
+std::uint64_t Model::n_params() const { return llama_model_n_params(model_.get()); }
+std::uint64_t Model::n_bytes() const { return llama_model_size(model_.get()); }
+bool Model::has_decoder() const {
+    return llama_model_has_decoder(model_.get()) && !llama_model_has_encoder(model_.get());
+}
+
+std::string Model::description() const {
+    std::string text(256, '\0');
+    const std::int32_t n = llama_model_desc(model_.get(), text.data(), text.size());
+    text.resize(static_cast<std::size_t>(std::clamp(n, 0, 255)));
+    return text;
+}
+
+std::vector<std::pair<std::string, std::string>> Model::placement() const { return upstream::tensor_devices(*model_); }
+
+}  // namespace phiggml

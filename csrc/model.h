@@ -1,0 +1,59 @@
+// A model's weights and vocabulary, loaded by llama.cpp.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "progress.h"
+
+struct llama_model;
+
+namespace phiggml {
+
+struct ModelSettings {
+    std::string path;  // as the system has it
+    int n_gpu_layers = 0;               // -1: all
+    std::vector<std::string> devices;   // those to offload to; empty: none is named
+    std::vector<float> tensor_split;    // shares of the devices; empty: by their free memory
+    std::string split_mode = "layer";   // "none", "layer" or "row"
+    std::vector<std::pair<std::string, std::string>> tensor_overrides;  // (expression over tensor names, device)
+    bool use_mmap = true;
+    bool use_mlock = false;
+};
+
+class Model {
+public:
+    // Backends must have been loaded. Progress counts to 1000.
+    Model(const ModelSettings & settings, Progress & progress);
+
+    std::vector<std::int32_t> tokenize(const std::string & text, bool add_special, bool parse_special) const;
+    std::string detokenize(const std::vector<std::int32_t> & tokens, bool special) const;
+
+    // The bytes of one token, which need not be whole characters.
+    std::string piece(std::int32_t token, bool special) const;
+    bool is_end_of_generation(std::int32_t token) const;
+    bool is_control(std::int32_t token) const;
+
+    int n_vocab() const;
+    int n_ctx_train() const;
+    int n_layer() const;
+    int n_embd() const;
+    std::uint64_t n_params() const;
+    std::uint64_t n_bytes() const;
+    bool has_decoder() const;
+    std::string description() const;
+    std::vector<std::pair<std::string, std::string>> placement() const;
+
+    llama_model * handle() const { return model_.get(); }
+
+private:
+    struct Free {
+        void operator()(llama_model * model) const;
+    };
+    std::unique_ptr<llama_model, Free> model_;
+};
+
+}  // namespace phiggml

@@ -1,0 +1,217 @@
+#include "session.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "batch.h"
+#include "error.h"
+#include "ggml-backend.h"
+#include "ggml-cpu.h"
+#include "llama.h"
+#include "quant.h"
+#include "runtime.h"
+
+namespace phiggml {
+
+namespace {
+
+// ggml's own ceiling, GGML_MAX_N_THREADS, beyond which it asserts.
+constexpr int most_threads = GGML_MAX_N_THREADS;
+
+template <typename Function>
+Function cpu_function(const char * name) {
+    const ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    return reinterpret_cast<Function>(ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), name));
+}
+
+void require(bool holds, const std::string & sentence) {
+    if (!holds) {
+        throw Error(ErrorKind::input, "session: " + sentence);
+    }
+}
+
+void check_cache_type(int type, const char * name, const Model & model) {
+    require(type_exists(type) && (block_size(type) == 1 || block_size(type) == 32),
+            std::string(name) + ": the KV cache takes F32, F16, BF16, or a type of 32-number blocks such as Q8_0.");
+    const int n_head = std::max(1, llama_model_n_head(model.handle()));
+    require(model.n_embd() / n_head % block_size(type) == 0,
+            std::string(name) + ": " + type_name(type) + " needs a head size that is a multiple of " +
+                std::to_string(block_size(type)) + ". Choose F16.");
+}
+
+void check(const SessionSettings & s, const Model & model) {
+    constexpr std::int64_t most_tokens = 1 << 30;
+    require(s.n_ctx >= 1 && s.n_ctx <= most_tokens, "n_ctx is " + std::to_string(s.n_ctx) + "; it must be between 1 and 2^30.");
+    require(s.n_batch >= 1 && s.n_batch <= most_tokens, "n_batch is " + std::to_string(s.n_batch) + "; it must be between 1 and 2^30.");
+    const auto most_sequences = static_cast<std::int64_t>(llama_max_parallel_sequences());
+    require(s.n_seq_max >= 1 && s.n_seq_max <= most_sequences && s.n_ctx * s.n_seq_max <= most_tokens,
+            "n_seq_max is " + std::to_string(s.n_seq_max) + "; it must be between 1 and " + std::to_string(most_sequences) +
+                ", and n_ctx * n_seq_max at most 2^30.");
+    require(s.threads >= 1 && s.threads <= most_threads,
+            "threads is " + std::to_string(s.threads) + "; it must be between 1 and " + std::to_string(most_threads) + ".");
+    check_cache_type(s.type_k, "type_k", model);
+    check_cache_type(s.type_v, "type_v", model);
+    require(block_size(s.type_v) == 1 || s.flash_attn != false,
+            "type_v: a quantized V cache needs flash attention. Leave flash_attn at \"auto\" or True, or choose F16.");
+    if (!model.has_decoder()) {
+        throw Error(ErrorKind::unsupported, "session: this model does not generate text; phiggml runs decoder models only.");
+    }
+}
+
+extern "C" bool is_cancelled(void * user_data) {
+    const Progress * progress = static_cast<std::atomic<Progress *> *>(user_data)->load();
+    return progress != nullptr && progress->cancelled;
+}
+
+}  // namespace
+
+class Session::Use {
+public:
+    explicit Use(const Session & session) : session_(session) {
+        if (session_.in_use_.exchange(true)) {
+            throw Error(ErrorKind::session,
+                        "session: another thread is using it. Give each thread a Session of its own; they share the Model.");
+        }
+        if (session_.closed()) {
+            session_.in_use_ = false;
+            throw Error(ErrorKind::session, "session: it is closed. Make a new one from the Model.");
+        }
+    }
+    ~Use() { session_.in_use_ = false; }
+    Use(const Use &) = delete;
+    Use & operator=(const Use &) = delete;
+
+private:
+    const Session & session_;
+};
+
+void Session::FreeContext::operator()(llama_context * context) const { llama_free(context); }
+
+void Session::FreeThreadpool::operator()(ggml_threadpool * pool) const {
+    cpu_function<decltype(&ggml_threadpool_free)>("ggml_threadpool_free")(pool);
+}
+
+Session::Session(std::shared_ptr<const Model> model, const SessionSettings & settings)
+    : model_(std::move(model)), settings_(settings), n_bytes_(model_->n_bytes()) {
+    check(settings_, *model_);
+    llama_context_params parameters = llama_context_default_params();
+    parameters.n_ctx = static_cast<std::uint32_t>(settings_.n_ctx * settings_.n_seq_max);
+    parameters.n_batch = static_cast<std::uint32_t>(std::min(settings_.n_batch, settings_.n_ctx));
+    parameters.n_ubatch = std::min<std::uint32_t>(parameters.n_batch, 512);
+    parameters.n_seq_max = static_cast<std::uint32_t>(settings_.n_seq_max);
+    parameters.n_threads = settings_.threads;
+    parameters.n_threads_batch = settings_.threads;
+    parameters.type_k = static_cast<ggml_type>(settings_.type_k);
+    parameters.type_v = static_cast<ggml_type>(settings_.type_v);
+    parameters.flash_attn_type = !settings_.flash_attn           ? LLAMA_FLASH_ATTN_TYPE_AUTO
+                                 : settings_.flash_attn.value() ? LLAMA_FLASH_ATTN_TYPE_ENABLED
+                                                                : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    parameters.abort_callback = is_cancelled;
+    parameters.abort_callback_data = &progress_;
+    parameters.no_perf = true;
+    const LogMark mark;
+    context_.reset(llama_init_from_model(model_->handle(), parameters));
+    if (!context_) {
+        throw Error(ErrorKind::session, "session: llama.cpp could not make a context of " + std::to_string(settings_.n_ctx) +
+                                            " tokens: " + mark.last_error() + " Try a smaller n_ctx or n_batch.");
+    }
+    attach_threadpool();
+}
+
+Session::~Session() { context_.reset(); }
+
+void Session::attach_threadpool() {
+    // Without a pool of its own ggml would start threads anew for every graph.
+    if (settings_.threads == 1) {
+        return;
+    }
+    ggml_threadpool_params parameters = ggml_threadpool_params_default(settings_.threads);
+    threadpool_.reset(cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new")(&parameters));
+    if (threadpool_) {
+        llama_attach_threadpool(context_.get(), threadpool_.get(), threadpool_.get());
+    }
+}
+
+void Session::decode(const std::vector<std::int32_t> & tokens, bool all_logits, Progress & progress,
+                     std::vector<float> * out) {
+    if (tokens.empty()) {
+        throw Error(ErrorKind::input, "eval: there are no tokens. Pass at least one.");
+    }
+    const int n_vocab = model_->n_vocab();
+    for (const std::int32_t token : tokens) {
+        if (token < 0 || token >= n_vocab) {
+            throw Error(ErrorKind::input, "eval: token " + std::to_string(token) + " is not in the vocabulary of " +
+                                              std::to_string(n_vocab) + ".");
+        }
+    }
+    const auto n_total = static_cast<std::int64_t>(tokens_.size() + tokens.size());
+    if (n_total > settings_.n_ctx) {
+        throw Error(ErrorKind::session, "eval: " + std::to_string(tokens_.size()) + " tokens and " +
+                                            std::to_string(tokens.size()) + " more do not fit into n_ctx = " +
+                                            std::to_string(settings_.n_ctx) +
+                                            ". Reset the session, or make one of a larger n_ctx.");
+    }
+    progress.total = tokens.size();
+    progress_ = &progress;
+    has_logits_ = false;
+    const BatchRequest request{tokens, 0, static_cast<std::int32_t>(tokens_.size()), all_logits};
+    try {
+        decode_in_batches(context_.get(), request, [&](const float * logits, std::size_t n_rows) {
+            if (out != nullptr) {
+                out->insert(out->end(), logits, logits + n_rows * static_cast<std::size_t>(n_vocab));
+            }
+        });
+    } catch (...) {
+        progress_ = nullptr;
+        throw;
+    }
+    progress_ = nullptr;
+    tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
+    has_logits_ = true;
+}
+
+std::vector<float> Session::eval(const std::vector<std::int32_t> & tokens, bool all_logits, Progress & progress) {
+    const Use use(*this);
+    std::vector<float> logits;
+    logits.reserve((all_logits ? tokens.size() : 1) * static_cast<std::size_t>(model_->n_vocab()));
+    decode(tokens, all_logits, progress, &logits);
+    return logits;
+}
+
+void Session::prefill(const std::vector<std::int32_t> & tokens, Progress & progress) {
+    const Use use(*this);
+    decode(tokens, false, progress, nullptr);
+}
+
+std::int32_t Session::sample(Sampler & sampler) {
+    const Use use(*this);
+    if (!has_logits_) {
+        throw Error(ErrorKind::session, "sample: there are no logits yet. Evaluate a token first.");
+    }
+    return sampler.sample(context_.get());
+}
+
+void Session::reset() {
+    const Use use(*this);
+    llama_memory_clear(llama_get_memory(context_.get()), true);
+    tokens_.clear();
+    has_logits_ = false;
+}
+
+void Session::close() {
+    if (closed()) {
+        return;
+    }
+    const Use use(*this);
+    context_.reset();
+    threadpool_.reset();
+    model_.reset();
+    tokens_.clear();
+}
+
+std::vector<std::int32_t> Session::tokens() const {
+    const Use use(*this);
+    return tokens_;
+}
+
+}  // namespace phiggml

@@ -1,0 +1,80 @@
+// One context over a model: tokens in, logits or sampled tokens out.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model.h"
+#include "progress.h"
+#include "sampling.h"
+
+struct ggml_threadpool;
+struct llama_context;
+
+namespace phiggml {
+
+struct SessionSettings {
+    std::int64_t n_ctx = 0;    // tokens per sequence
+    std::int64_t n_batch = 0;  // tokens that one decode call takes
+    std::int64_t n_seq_max = 1;
+    int type_k = 1;  // ggml types of the KV cache
+    int type_v = 1;
+    std::optional<bool> flash_attn;  // none: as upstream decides
+    int threads = 1;
+};
+
+class Session {
+public:
+    Session(std::shared_ptr<const Model> model, const SessionSettings & settings);
+    ~Session();
+    Session(const Session &) = delete;
+    Session & operator=(const Session &) = delete;
+
+    // Appends tokens to the context and returns float32[n, n_vocab] (all) or float32[1, n_vocab].
+    std::vector<float> eval(const std::vector<std::int32_t> & tokens, bool all_logits, Progress & progress);
+
+    // Appends tokens and keeps the last one's logits for sample().
+    void prefill(const std::vector<std::int32_t> & tokens, Progress & progress);
+
+    // Chooses a token from the last logits; does not append it.
+    std::int32_t sample(Sampler & sampler);
+
+    void reset();
+    void close();
+
+    bool closed() const { return context_ == nullptr; }
+    std::int64_t n_ctx() const { return settings_.n_ctx; }
+    std::vector<std::int32_t> tokens() const;
+
+    // What one token costs to decode, in bytes of weights to be read.
+    std::uint64_t bytes_per_token() const { return n_bytes_; }
+
+private:
+    class Use;  // that one thread is inside
+
+    void decode(const std::vector<std::int32_t> & tokens, bool all_logits, Progress & progress, std::vector<float> * out);
+    void attach_threadpool();
+
+    struct FreeContext {
+        void operator()(llama_context * context) const;
+    };
+    struct FreeThreadpool {
+        void operator()(ggml_threadpool * pool) const;
+    };
+
+    std::shared_ptr<const Model> model_;
+    SessionSettings settings_;
+    std::uint64_t n_bytes_;
+    std::unique_ptr<ggml_threadpool, FreeThreadpool> threadpool_;  // outlives the context that it is attached to
+    std::unique_ptr<llama_context, FreeContext> context_;
+    std::vector<std::int32_t> tokens_;
+    bool has_logits_ = false;
+    std::atomic<Progress *> progress_{nullptr};  // of the call under way; the abort callback reads it
+    mutable std::atomic<bool> in_use_{false};
+};
+
+}  // namespace phiggml

@@ -1,0 +1,159 @@
+"""What a session writes: chunks of text while it grows, and the whole."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Chunk", "Completion", "Timings"]
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Tokens and seconds of an answer.
+
+    Attributes:
+        prompt_tokens: tokens that were read.
+        prompt_seconds: how long that took.
+        tokens: tokens that were written, the one that ended the answer not counted.
+        seconds: how long that took.
+    """
+
+    prompt_tokens: int
+    prompt_seconds: float
+    tokens: int
+    seconds: float
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        """Speed of reading; 0 when nothing was timed."""
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of writing; 0 when nothing was timed."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer.
+
+    Attributes:
+        text: whole characters; may be empty while a character or a stop text is not complete.
+        token: the id behind it; None for the end.
+        finish_reason: "stop" (the model ended, or a stop text came), "length" (max_tokens are
+            written), None before the end.
+        timings: of the whole answer, at its end.
+    """
+
+    text: str
+    token: int | None
+    finish_reason: FinishReason | None = None
+    timings: Timings | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer.
+
+    Attributes:
+        text: the answer.
+        tokens: its token ids.
+        finish_reason: "stop" (the model ended, or a stop text came) or "length".
+        timings: how long it took.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    timings: Timings
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> Completion:
+        """Joins the chunks of one answer, the last of which has ended it."""
+        last = chunks[-1]
+        assert last.finish_reason is not None and last.timings is not None
+        return cls(
+            text="".join(chunk.text for chunk in chunks),
+            tokens=tuple(chunk.token for chunk in chunks if chunk.token is not None),
+            finish_reason=last.finish_reason,
+            timings=last.timings,
+        )
+
+
+class Timer:
+    """Measures an answer."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._start = time.perf_counter()
+        self._prompt_seconds = 0.0
+
+    def prompt_done(self) -> None:
+        """The prompt is read; writing begins."""
+        now = time.perf_counter()
+        self._prompt_seconds = now - self._start
+        self._start = now
+
+    def timings(self, tokens: int) -> Timings:
+        """The figures so far."""
+        return Timings(
+            self._prompt_tokens, self._prompt_seconds, tokens, time.perf_counter() - self._start
+        )
+
+
+class TextStream:
+    """Makes text of the bytes of tokens: whole characters only, and nothing of a stop text.
+
+    Attributes:
+        stopped: a stop text has come; what follows is dropped.
+    """
+
+    def __init__(self, stops: Sequence[str], *, strip_space: bool) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._stops = tuple(stops)
+        self._held = ""
+        self._strip_space = strip_space
+        self.stopped = False
+
+    def add(self, data: bytes) -> str:
+        """Takes the bytes of a token and returns the text that is certain by now."""
+        return self._certain(self._decoder.decode(data))
+
+    def rest(self) -> str:
+        """The end has come: returns what was held back."""
+        text = self._certain(self._decoder.decode(b"", final=True))
+        held, self._held = ("" if self.stopped else self._held), ""
+        return text + held
+
+    def _certain(self, text: str) -> str:
+        if self.stopped:
+            return ""
+        if self._strip_space and text:
+            # The tokenizer's own space before the first word is no part of the text.
+            text = text.removeprefix(" ")
+            self._strip_space = False
+        self._held += text
+        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        if found:
+            self.stopped = True
+            certain, self._held = self._held[: min(found)], ""
+            return certain
+        n_held = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        split = len(self._held) - n_held
+        certain, self._held = self._held[:split], self._held[split:]
+        return certain
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `stop`."""
+    for n in range(min(len(text), len(stop) - 1), 0, -1):
+        if stop.startswith(text[-n:]):
+            return n
+    return 0

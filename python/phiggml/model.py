@@ -1,0 +1,374 @@
+"""Models: weights and vocabulary, placed on devices."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from phiggml import _core
+from phiggml.chat import Message, render_chat
+from phiggml.errors import DeviceError, FormatError, InputError, SessionError, UnsupportedError
+from phiggml.gguf import GGUFFile
+from phiggml.progress import Progress, ProgressCallback
+from phiggml.runtime import Device, devices, forward_log, logger
+
+__all__ = ["Model"]
+
+Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+
+class Model:
+    """A GGUF model, loaded. Sessions share it; it may be used from many threads.
+
+    Args:
+        path: the GGUF file (the first part of a split one).
+        n_gpu_layers: how many layers to hold on the devices, "all", or "auto": as many as fit
+            into the free memory of the GPUs, none without a GPU.
+        devices: names from `phiggml.devices()` to offload to; None means all GPUs.
+        tensor_split: the share of each of those devices; None divides by free memory.
+        split_mode: "layer", "row", or "none" for the first device alone.
+        tensor_overrides: pairs (regular expression over tensor names, device name).
+        use_mmap: map the file instead of reading it.
+        use_mlock: keep the weights from being swapped out.
+        progress: called with Progress(stage="load", done, total), in bytes.
+
+    Raises:
+        OSError: the file cannot be read.
+        FormatError: it is no valid GGUF model, or llama.cpp refuses it.
+        InputError: a setting is wrong.
+        DeviceError: a device asked for is absent, or has no room.
+
+    Cost:
+        Reads the file's header; with use_mmap weights on the CPU are read when first used, unless
+        they are repacked for its vector units. The GIL is released; Ctrl-C ends the load.
+
+    Source:
+        llama_model_load_from_file, behind phiggml's own GGUF parser.
+
+    Example:
+        >>> import phiggml as pg
+        >>> with pg.Model(getfixture("nano_f16")) as model:
+        ...     model.detokenize(model.tokenize("What is GGUF?")).strip()
+        'What is GGUF?'
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_gpu_layers: int | Literal["auto", "all"] = "auto",
+        devices: Sequence[str] | None = None,
+        tensor_split: Sequence[float] | None = None,
+        split_mode: Literal["none", "layer", "row"] = "layer",
+        tensor_overrides: Sequence[tuple[str, str]] = (),
+        use_mmap: bool = True,
+        use_mlock: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        self._file = GGUFFile(path)
+        self._core: _core.model.Model | None = None
+        try:
+            _check_is_model(self._file, os.fspath(path))
+            chosen = _choose_devices(devices)
+            settings = _core.model.ModelSettings()
+            settings.path = os.fsencode(path)
+            settings.n_gpu_layers = _layers_to_offload(n_gpu_layers, chosen, self._file)
+            settings.devices = [device.name for device in chosen]
+            settings.tensor_split = _checked_split(tensor_split, chosen)
+            settings.split_mode = split_mode
+            settings.tensor_overrides = _checked_overrides(tensor_overrides)
+            settings.use_mmap = bool(use_mmap) and _can_be_mapped(self._file)
+            settings.use_mlock = bool(use_mlock)
+            self._core = _load(
+                settings, progress, sum(t.nbytes for t in self._file.tensors.values())
+            )
+        except BaseException:
+            self._file.close()
+            raise
+        finally:
+            forward_log()
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's metadata, decoded on access."""
+        return self._file.metadata
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens in the vocabulary, which is also the number of logits."""
+        return self._open().n_vocab
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens of context that the model was trained for."""
+        return self._open().n_ctx_train
+
+    @property
+    def n_layer(self) -> int:
+        """Layers of the model."""
+        return self._open().n_layer
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of the model."""
+        return self._open().n_params
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return self._open().n_bytes
+
+    @property
+    def description(self) -> str:
+        """Architecture, size and type, as llama.cpp says them."""
+        return self._open().description
+
+    @property
+    def placement(self) -> dict[str, str]:
+        """Tensor name -> name of the device that holds it."""
+        return dict(self._open().placement())
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> npt.NDArray[np.int32]:
+        """Turns text into token ids.
+
+        Args:
+            text: any text that UTF-8 can hold; NUL characters are text too.
+            add_special: add the BOS and EOS tokens that the model asks for.
+            parse_special: read control tokens such as <|end|> as such, not as text.
+
+        Returns:
+            int32[n].
+
+        Raises:
+            InputError: text is no string or holds lone surrogates.
+            FormatError: the vocabulary cannot spell it.
+
+        Cost:
+            The GIL is released.
+        """
+        try:
+            encoded = text.encode()
+        except AttributeError:
+            raise InputError(f"tokenize: text is {type(text).__name__}, not str.") from None
+        except UnicodeEncodeError:
+            raise InputError(
+                "tokenize: text holds lone surrogates, which are no characters. "
+                "Replace them: text.encode(errors='replace').decode()."
+            ) from None
+        return self._open().tokenize(encoded, add_special, parse_special)
+
+    def detokenize(self, ids: Tokens, *, special: bool = False) -> str:
+        """Turns token ids into text.
+
+        Args:
+            ids: int[n].
+            special: spell out control tokens, which otherwise give nothing.
+
+        Returns:
+            The text; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            InputError: an id is no integer or not in the vocabulary.
+        """
+        data = self._open().detokenize(token_array(ids, "detokenize"), special)
+        return data.decode(errors="replace")
+
+    def chat_prompt(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> str:
+        """Renders a chat with the file's own template; see `phiggml.chat.render_chat`.
+
+        Raises:
+            UnsupportedError: the file has no chat template.
+            InputError, FormatError: as `render_chat`.
+        """
+        template = self.metadata.get("tokenizer.chat_template")
+        if not isinstance(template, str):
+            raise UnsupportedError(
+                "chat: this model's file has no chat template. Use generate() with a prompt that "
+                "you write yourself."
+            )
+        return render_chat(
+            template,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            special_tokens=self._special_tokens(),
+        )
+
+    def close(self) -> None:
+        """Lets go of the weights, once the last Session on them is closed; again does nothing."""
+        self._core = None
+        self._file.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._core is None:
+            return "<Model, closed>"
+        return f"<Model {self._core.description}, {self._core.n_bytes / 2**20:.1f} MiB>"
+
+    def _open(self) -> _core.model.Model:
+        if self._core is None:
+            raise SessionError("model: it is closed. Load it again.")
+        return self._core
+
+    def _special_tokens(self) -> dict[str, str]:
+        names = {
+            "bos": "bos_token",
+            "eos": "eos_token",
+            "unknown": "unk_token",
+            "padding": "pad_token",
+        }
+        tokens = self.metadata.get("tokenizer.ggml.tokens", ())
+        special = {}
+        for key, name in names.items():
+            token = self.metadata.get(f"tokenizer.ggml.{key}_token_id")
+            if token is not None and 0 <= int(token) < len(tokens):
+                special[name] = str(tokens[int(token)])
+        return special
+
+
+def token_array(ids: Tokens, operation: str) -> npt.NDArray[np.int32]:
+    """ids as int32[n], after a check that no value changes on the way.
+
+    Raises:
+        InputError: they are no flat sequence of integers within int32.
+    """
+    array = np.asarray(ids)
+    if array.size == 0:
+        return np.empty(0, np.int32)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(
+            f"{operation}: token ids are {array.dtype}{list(array.shape)}: they must be a flat "
+            "sequence of integers."
+        )
+    if array.min() < 0 or array.max() > np.iinfo(np.int32).max:
+        offender = int(array.min()) if array.min() < 0 else int(array.max())
+        raise InputError(f"{operation}: token {offender} is in no vocabulary.")
+    return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _check_is_model(file: GGUFFile, path: str) -> None:
+    if not isinstance(file.metadata.get("general.architecture"), str):
+        raise FormatError("load: the file names no architecture: it holds no model.", path=path)
+    if not file.tensors:
+        raise FormatError("load: the file has no tensors: it holds a vocabulary only.", path=path)
+
+
+def _can_be_mapped(file: GGUFFile) -> bool:
+    """Upstream asserts that mapped tensors lie at multiples of 32 bytes; others are read."""
+    return all(tensor.offset % 32 == 0 for tensor in file.tensors.values())
+
+
+def _load(
+    settings: _core.model.ModelSettings, progress: ProgressCallback | None, n_bytes: int
+) -> _core.model.Model:
+    def report(done: int, total: int) -> None:
+        if progress is not None and total:
+            progress(Progress("load", n_bytes * done // total, n_bytes))
+
+    return _core.model.load(settings, report if progress is not None else None)
+
+
+def _choose_devices(names: Sequence[str] | None) -> list[Device]:
+    present = devices()
+    if names is None:
+        return [device for device in present if device.kind == "gpu"]
+    if isinstance(names, str):
+        raise InputError(f"load: devices is {names!r}: it must be a list of names.")
+    by_name = {device.name: device for device in present}
+    for name in names:
+        if name not in by_name:
+            raise DeviceError(
+                f"load: there is no device {name!r}. Present: {', '.join(by_name)}. "
+                "Install the backend's plugin, or leave it out."
+            )
+    # The CPU's own device computes whatever the others do not; it is not offloaded to.
+    return [by_name[name] for name in names if name != "CPU"]
+
+
+def _layers_to_offload(n_gpu_layers: int | str, chosen: Sequence[Device], file: GGUFFile) -> int:
+    if n_gpu_layers == "auto":
+        if not chosen:
+            logger.debug("no GPU here: all layers stay on the CPU")
+            return 0
+        return _layers_that_fit(chosen, file)
+    if n_gpu_layers == "all":
+        n_gpu_layers = -1
+    elif isinstance(n_gpu_layers, bool) or not isinstance(n_gpu_layers, int) or n_gpu_layers < 0:
+        raise InputError(
+            f'load: n_gpu_layers is {n_gpu_layers!r}: it must be a number >= 0, "all" or "auto".'
+        )
+    if n_gpu_layers != 0 and not chosen:
+        raise DeviceError(
+            "load: n_gpu_layers asks for a GPU and there is none. Install the backend's plugin, "
+            'or pass n_gpu_layers="auto".'
+        )
+    return min(n_gpu_layers, 1 << 30)
+
+
+def _layers_that_fit(chosen: Sequence[Device], file: GGUFFile) -> int:
+    """How many layers, counted from the last, fit into three quarters of the free memory.
+
+    The rest is for the KV cache and the compute buffers.
+    """
+    room = sum(device.memory_free for device in chosen) * 3 // 4
+    layers: dict[int, int] = {}
+    rest = 0
+    for tensor in file.tensors.values():
+        match = re.match(r"blk\.(\d+)\.", tensor.name)
+        if match:
+            layers[int(match[1])] = layers.get(int(match[1]), 0) + tensor.nbytes
+        elif not tensor.name.startswith("token_embd."):
+            rest += tensor.nbytes
+    if sum(layers.values()) + rest <= room:
+        return -1
+    n = 0
+    for layer in sorted(layers, reverse=True):
+        room -= layers[layer]
+        if room < 0:
+            break
+        n += 1
+    return n
+
+
+def _checked_split(split: Sequence[float] | None, chosen: Sequence[Device]) -> list[float]:
+    if split is None:
+        return []
+    shares = [float(share) for share in split]
+    if len(shares) != len(chosen) or not all(0 <= share < float("inf") for share in shares):
+        raise InputError(
+            f"load: tensor_split is {shares}: it must have one finite share >= 0 for each of the "
+            f"{len(chosen)} devices."
+        )
+    return shares
+
+
+def _checked_overrides(overrides: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    checked = []
+    for pattern, device in overrides:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as failure:
+            raise InputError(
+                f"load: tensor_overrides: {pattern!r} is no regular expression: {failure}."
+            ) from None
+        checked.append((pattern, device))
+    return checked

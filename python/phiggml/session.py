@@ -1,0 +1,331 @@
+"""Sessions: a context over a model, from tokens to logits and from a prompt to text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from phiggml import _core
+from phiggml.chat import Message
+from phiggml.completion import Chunk, Completion, TextStream, Timer
+from phiggml.errors import InputError, SessionError
+from phiggml.model import Model, Tokens, token_array
+from phiggml.quant import QuantType
+from phiggml.runtime import forward_log, thread_count
+from phiggml.sampling import Sampling
+
+__all__ = ["Session"]
+
+DEFAULT_CONTEXT = 4096
+"""What n_ctx=None gives at most: a cache for the 131072 tokens of a Phi-3.5-mini takes 51 GB."""
+
+
+class Session:
+    """A context over a model: what it has read so far, and the memory for that.
+
+    Args:
+        model: a Model, or the path of one, which is then loaded and closed with the session.
+        n_ctx: tokens that a sequence may have; None means the model's own number, at most 4096.
+        n_batch: tokens that are evaluated at once.
+        n_seq_max: sequences in the context.
+        type_k, type_v: quant types of the KV cache.
+        flash_attn: True, False, or "auto".
+        threads: how many to use; None means all cores available to the process.
+
+    Raises:
+        InputError: a setting is out of range.
+        SessionError: there is no memory for the context.
+        OSError, FormatError, DeviceError: as Model, when a path is given.
+
+    Cost:
+        The KV cache and the compute buffers, for n_ctx * n_seq_max tokens.
+
+    Source:
+        llama_context.
+
+    Example:
+        >>> import phiggml as pg
+        >>> with pg.Session(getfixture("nano_f16")) as session:
+        ...     session.eval([1, 2, 3]).shape == (session.model.n_vocab,)
+        True
+    """
+
+    def __init__(
+        self,
+        model: Model | str | os.PathLike[str],
+        *,
+        n_ctx: int | None = None,
+        n_batch: int = 512,
+        n_seq_max: int = 1,
+        type_k: str = "F16",
+        type_v: str = "F16",
+        flash_attn: bool | Literal["auto"] = "auto",
+        threads: int | None = None,
+    ) -> None:
+        settings = _core.session.SessionSettings()
+        settings.n_batch = _positive("n_batch", n_batch)
+        settings.n_seq_max = _positive("n_seq_max", n_seq_max)
+        settings.type_k = QuantType(type_k).id
+        settings.type_v = QuantType(type_v).id
+        settings.flash_attn = _flash(flash_attn)
+        settings.threads = thread_count(threads, "session")
+        if n_ctx is not None:
+            settings.n_ctx = _positive("n_ctx", n_ctx)
+        self._owned = None if isinstance(model, Model) else Model(model)
+        self._model = model if isinstance(model, Model) else self._loaded()
+        self._use = 0
+        try:
+            core_model = self._model._open()
+            if n_ctx is None:
+                settings.n_ctx = max(1, min(core_model.n_ctx_train, DEFAULT_CONTEXT))
+            self._core = _core.session.Session(core_model, settings)
+        except BaseException:
+            if self._owned is not None:
+                self._owned.close()
+            raise
+        finally:
+            forward_log()
+
+    @property
+    def model(self) -> Model:
+        """The model that this session runs."""
+        return self._model
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that a sequence may have."""
+        return self._core.n_ctx
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """int32[n], what is in the context; a copy."""
+        return self._core.tokens
+
+    def eval(
+        self, tokens: Tokens, *, logits: Literal["last", "all"] = "last"
+    ) -> npt.NDArray[np.float32]:
+        """Appends tokens to the context and gives the logits of what comes next.
+
+        Args:
+            tokens: int[n], n >= 1.
+            logits: "last" for those after the last token, "all" for those after each.
+
+        Returns:
+            float32[n_vocab], or float32[n, n_vocab]; a copy, which later calls leave alone.
+
+        Raises:
+            InputError: no tokens, or one that is not in the vocabulary.
+            SessionError: the context has no room for them, the session is closed or used by
+                another thread, or decoding failed. The context is then as it was.
+
+        Cost:
+            The GIL is released; Ctrl-C is seen within one graph and leaves the context as it was.
+        """
+        if logits not in ("last", "all"):
+            raise InputError(f'eval: logits is {logits!r}: it must be "last" or "all".')
+        self._use += 1
+        try:
+            rows = self._core.eval(token_array(tokens, "eval"), logits == "all")
+        finally:
+            forward_log()
+        return rows if logits == "all" else rows[0]
+
+    def generate(
+        self,
+        prompt: str | Tokens,
+        *,
+        max_tokens: int,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Completion:
+        """Answers a prompt: forgets what is in the context, reads the prompt, and writes on.
+
+        Args:
+            prompt: text, in which control tokens are read as such, or token ids.
+            max_tokens: write at most this many.
+            sampling: how tokens are chosen; None means Sampling().
+            stop: text that ends the answer, and is no part of it.
+
+        Returns:
+            Completion.
+
+        Raises:
+            InputError: an empty prompt, a max_tokens below 1, an empty stop text, or a sampling
+                value out of range.
+            SessionError: prompt and answer do not fit into n_ctx.
+
+        Cost:
+            As `eval`, for the prompt and then for each token.
+        """
+        chunks = list(self.stream(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop))
+        return Completion.of(chunks)
+
+    def stream(
+        self,
+        prompt: str | Tokens,
+        *,
+        max_tokens: int,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[Chunk]:
+        """As `generate`, handing out the answer while it grows.
+
+        Returns:
+            An iterator of Chunk. The last one has the finish_reason and the timings. Arguments
+            are checked at once; work is done as it is asked for.
+
+        Raises:
+            SessionError: also when the session is used for something else, or closed, before the
+                iterator has ended.
+        """
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+            raise InputError(f"generate: max_tokens is {max_tokens!r}: it must be an integer >= 1.")
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(isinstance(text, str) and text for text in stops):
+            raise InputError("generate: a stop text is empty or no string. Leave it out.")
+        ids = self._prompt_ids(prompt)
+        sampler = (Sampling() if sampling is None else sampling)._sampler(self._model.n_vocab)
+        self._use += 1
+        self._core.reset()
+        return self._written(ids, max_tokens, sampler, stops)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int = 512,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Completion:
+        """Answers a chat, rendered with the model's own template.
+
+        Args:
+            messages: the turns, oldest first: {"role": "user", "content": "..."}.
+            max_tokens, sampling, stop: as for `generate`.
+
+        Returns:
+            Completion.
+
+        Raises:
+            UnsupportedError: the model has no chat template.
+            InputError, FormatError: as `phiggml.chat.render_chat`.
+            SessionError: as `generate`.
+        """
+        prompt = self._model.chat_prompt(messages)
+        return self.generate(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop)
+
+    def reset(self) -> None:
+        """Forgets what is in the context.
+
+        Raises:
+            SessionError: the session is closed or used by another thread.
+        """
+        self._use += 1
+        self._core.reset()
+
+    def close(self) -> None:
+        """Frees the context, and the model where the session loaded it; again does nothing.
+
+        Raises:
+            SessionError: another thread is using the session.
+        """
+        self._core.close()
+        if self._owned is not None:
+            self._owned.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._core.closed:
+            return "<Session, closed>"
+        return f"<Session of {self._model!r}, {len(self.tokens)} of {self.n_ctx} tokens>"
+
+    def _loaded(self) -> Model:
+        assert self._owned is not None
+        return self._owned
+
+    def _prompt_ids(self, prompt: str | Tokens) -> npt.NDArray[np.int32]:
+        if isinstance(prompt, str):
+            bos = self._model._special_tokens().get("bos_token")
+            has_bos = bool(bos) and prompt.startswith(str(bos))
+            ids = self._model.tokenize(prompt, add_special=not has_bos, parse_special=True)
+        else:
+            ids = token_array(prompt, "generate")
+        if len(ids) == 0:
+            raise InputError("generate: the prompt is empty. Give at least one token.")
+        return ids
+
+    def _written(
+        self,
+        ids: npt.NDArray[np.int32],
+        max_tokens: int,
+        sampler: _core.session.Sampler,
+        stops: tuple[str, ...],
+    ) -> Iterator[Chunk]:
+        core_model = self._model._open()
+        text = TextStream(stops, strip_space=self._adds_space_after(int(ids[-1])))
+        use = self._use
+        timer = Timer(len(ids))
+        try:
+            self._core.prefill(ids)
+            for token in ids[-1024:]:
+                sampler.accept(int(token))
+            timer.prompt_done()
+            for n in range(1, max_tokens + 1):
+                token = self._core.sample(sampler)
+                if core_model.is_end_of_generation(token):
+                    yield Chunk(text.rest(), None, "stop", timer.timings(n - 1))
+                    return
+                piece = text.add(core_model.piece(token, False))
+                if text.stopped:
+                    yield Chunk(piece, token, "stop", timer.timings(n))
+                    return
+                if n == max_tokens:
+                    yield Chunk(piece + text.rest(), token, "length", timer.timings(n))
+                    return
+                yield Chunk(piece, token, None, None)
+                if self._use != use:
+                    raise SessionError(
+                        "stream: the session was used for something else meanwhile. Read a stream "
+                        "to its end first, or make a second Session."
+                    )
+                self._core.prefill(np.array([token], np.int32))
+        finally:
+            forward_log()
+
+    def _adds_space_after(self, token: int) -> bool:
+        """Whether the tokenizer puts a space before text that follows this token."""
+        metadata = self._model.metadata
+        return (
+            metadata.get("tokenizer.ggml.model") == "llama"
+            and bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+            and self._model._open().is_control(token)
+        )
+
+
+def _positive(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 30:
+        raise InputError(f"session: {name} is {value!r}: it must be an integer from 1 to 2^30.")
+    return value
+
+
+def _flash(value: Any) -> bool | None:
+    if value == "auto":
+        return None
+    if not isinstance(value, bool):
+        raise InputError(f'session: flash_attn is {value!r}: it must be True, False or "auto".')
+    return value
