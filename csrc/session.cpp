@@ -30,13 +30,53 @@ void require(bool holds, const std::string & sentence) {
     }
 }
 
+// Those for which ggml can write rows into a cache and attend to them.
+bool is_cache_type(int type) {
+    switch (type) {
+        case GGML_TYPE_F32:
+        case GGML_TYPE_F16:
+        case GGML_TYPE_BF16:
+        case GGML_TYPE_Q8_0:
+        case GGML_TYPE_Q4_0:
+        case GGML_TYPE_Q4_1:
+        case GGML_TYPE_Q5_0:
+        case GGML_TYPE_Q5_1:
+        case GGML_TYPE_IQ4_NL: return true;
+        default: return false;
+    }
+}
+
+std::int64_t head_size(const Model & model) {
+    return model.n_embd() / std::max(1, llama_model_n_head(model.handle()));
+}
+
 void check_cache_type(int type, const char * name, const Model & model) {
-    require(type_exists(type) && (block_size(type) == 1 || block_size(type) == 32),
-            std::string(name) + ": the KV cache takes F32, F16, BF16, or a type of 32-number blocks such as Q8_0.");
-    const int n_head = std::max(1, llama_model_n_head(model.handle()));
-    require(model.n_embd() / n_head % block_size(type) == 0,
+    require(is_cache_type(type), std::string(name) +
+                                     ": the KV cache takes F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or IQ4_NL.");
+    require(head_size(model) % block_size(type) == 0,
             std::string(name) + ": " + type_name(type) + " needs a head size that is a multiple of " +
                 std::to_string(block_size(type)) + ". Choose F16.");
+}
+
+// A cache that the machine cannot hold would end the process when it is filled, not when it is asked for.
+void check_cache_size(const SessionSettings & s, const Model & model) {
+    const double numbers = static_cast<double>(s.n_ctx) * static_cast<double>(s.n_seq_max) * model.n_layer() *
+                           static_cast<double>(head_size(model) * llama_model_n_head_kv(model.handle()));
+    const auto bytes_each = [](int type) {
+        return static_cast<double>(block_bytes(type)) / static_cast<double>(block_size(type));
+    };
+    const double bytes = numbers * (bytes_each(s.type_k) + bytes_each(s.type_v));
+    double memory = 0;
+    for (const DeviceInfo & device : list_devices()) {
+        memory += static_cast<double>(device.memory_total);
+    }
+    constexpr double gigabyte = 1e9;
+    if (bytes > memory) {
+        throw Error(ErrorKind::session, "session: the KV cache of " + std::to_string(s.n_ctx * s.n_seq_max) +
+                                            " tokens takes " + std::to_string(static_cast<long>(bytes / gigabyte)) +
+                                            " GB; the machine has " + std::to_string(static_cast<long>(memory / gigabyte)) +
+                                            " GB. Choose a smaller n_ctx.");
+    }
 }
 
 void check(const SessionSettings & s, const Model & model) {
@@ -56,6 +96,7 @@ void check(const SessionSettings & s, const Model & model) {
     if (!model.has_decoder()) {
         throw Error(ErrorKind::unsupported, "session: this model does not generate text; phiggml runs decoder models only.");
     }
+    check_cache_size(s, model);
 }
 
 extern "C" bool is_cancelled(void * user_data) {

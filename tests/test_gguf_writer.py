@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -350,3 +351,12 @@ def test_the_header_of_a_small_file_byte_by_byte(path):
     tensors = [gb.tensor("t", (2, 2), gb.F32), gb.tensor("u", (1,), gb.I8, offset=32)]
     data = struct.pack("<4f", 1, 2, 3, 4) + bytes(16) + b"\5" + bytes(31)
     assert path.read_bytes() == gb.gguf(pairs, tensors, data)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="no regular file"):
+        GGUFWriter(pipe, overwrite=True)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)

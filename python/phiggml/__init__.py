@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from phiggml.chat import render_chat
-from phiggml.completion import Chunk, Completion, Timings
-from phiggml.conversion import convert
+import importlib
+from typing import TYPE_CHECKING
+
 from phiggml.errors import (
     DeviceError,
     FormatError,
@@ -13,9 +13,6 @@ from phiggml.errors import (
     SessionError,
     UnsupportedError,
 )
-from phiggml.gguf import GGUFFile, GGUFTensor, GGUFWriter
-from phiggml.model import Model
-from phiggml.progress import Progress
 from phiggml.quant import (
     QuantizationError,
     QuantizedArray,
@@ -25,13 +22,41 @@ from phiggml.quant import (
     quantization_error,
     quantize,
 )
-from phiggml.quantization import QuantizeOptions, Report, quantize_model
-from phiggml.recipe import model_types
 from phiggml.runtime import Device, devices
-from phiggml.sampling import Sampling
-from phiggml.session import Session
+
+if TYPE_CHECKING:
+    from phiggml.chat import render_chat
+    from phiggml.completion import Chunk, Completion, Timings
+    from phiggml.conversion import convert
+    from phiggml.gguf import GGUFFile, GGUFTensor, GGUFWriter
+    from phiggml.model import Model
+    from phiggml.progress import Progress
+    from phiggml.quantization import QuantizeOptions, Report, quantize_model
+    from phiggml.recipe import model_types
+    from phiggml.sampling import Sampling
+    from phiggml.session import Session
 
 __version__ = "0.1.0"
+
+# Names that are imported on first use: who quantizes an array need not wait for the rest.
+_HOMES = {
+    "Chunk": "completion",
+    "Completion": "completion",
+    "GGUFFile": "gguf",
+    "GGUFTensor": "gguf",
+    "GGUFWriter": "gguf",
+    "Model": "model",
+    "Progress": "progress",
+    "QuantizeOptions": "quantization",
+    "Report": "quantization",
+    "Sampling": "sampling",
+    "Session": "session",
+    "Timings": "completion",
+    "convert": "conversion",
+    "model_types": "recipe",
+    "quantize_model": "quantization",
+    "render_chat": "chat",
+}
 
 __all__ = [
     "Chunk",
@@ -66,3 +91,15 @@ __all__ = [
     "quantize_model",
     "render_chat",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'phiggml' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"phiggml.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,9 +13,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AtomicFile"]
+from phiggml.errors import InputError
+
+__all__ = ["AtomicFile", "require_writable_name"]
 
 _ONE_WRITE = 1 << 30  # a single write() moves less than 2 GiB
+
+
+def require_writable_name(target: Path, *, overwrite: bool) -> None:
+    """Checks, before any work, that a file may appear under this name.
+
+    Raises:
+        FileExistsError: there is such a file, and overwrite is False.
+        IsADirectoryError: it is a folder.
+        InputError: it is a device, a pipe or a socket, which a rename would replace.
+        FileNotFoundError: there is no such folder for it.
+    """
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if target.exists() and not target.is_file():
+        raise InputError(f"write: {target}: it is no regular file. Choose the name of a file.")
+    if not overwrite and target.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
 
 
 class AtomicFile:
@@ -59,6 +80,7 @@ class AtomicFile:
             FileExistsError: there is a target, and overwrite is False.
         """
         os.fsync(self._descriptor)
+        require_writable_name(target, overwrite=overwrite)
         if overwrite:
             self._path.replace(target)
         else:

@@ -63,31 +63,28 @@ def render_chat(
         'user: Hi;'
     """
     _check_messages(messages)
-    environment = _environment()
     variables = {
         **(special_tokens or {}),
         "messages": [dict(message) for message in messages],
         "add_generation_prompt": add_generation_prompt,
     }
+    return _rendered(template, variables)
+
+
+def _rendered(template: str, variables: Mapping[str, Any]) -> str:
     import jinja2
 
     try:
-        compiled = environment.from_string(template)
-        return _within_limits(compiled.generate(variables))
+        return _within_limits(_environment().from_string(template).generate(variables))
     except _RefusalError as refusal:
         raise InputError(f"chat: the model's template refuses these messages: {refusal}") from None
     except _LimitError as limit:
-        raise FormatError(
-            f"chat: the model's template {limit}. Pass a template of your own."
-        ) from None
+        fault = str(limit)
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as failure:
-        raise FormatError(
-            f"chat: the model's template fails: {failure}. Pass a template of your own."
-        ) from None
+        fault = f"fails: {failure}"
     except (RecursionError, MemoryError, AttributeError) as failure:
-        raise FormatError(
-            f"chat: the model's template fails: {type(failure).__name__}. Pass one of your own."
-        ) from None
+        fault = f"fails: {type(failure).__name__}"
+    raise FormatError(f"chat: the model's template {fault}. Pass a template of your own.")
 
 
 class _RefusalError(Exception):
@@ -169,7 +166,7 @@ def _strftime_now(pattern: str) -> str:
 
 
 def _within_limits(pieces: Any) -> str:
-    """Joins what a template yields. A trace sees each line it runs, loops that yield nothing too."""
+    """Joins what a template yields; a trace sees each line it runs, in loops without output too."""
     deadline = time.monotonic() + MOST_SECONDS
     previous = sys.gettrace()
 

@@ -25,7 +25,7 @@ class FormatError(PhiggmlError, ValueError):
 
     Attributes:
         path: the file, or None when it has none.
-        offset: where in the file the fault lies, in bytes, or None when no single place is at fault.
+        offset: where in the file the fault lies, in bytes, or None when no one place is at fault.
     """
 
     def __init__(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
 import struct
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phiggml.atomic_file import AtomicFile
+from phiggml.atomic_file import AtomicFile, require_writable_name
 from phiggml.errors import InputError
 from phiggml.gguf_tensor_data import checked_shape, little_endian_contiguous, tensor_data
 from phiggml.gguf_value import GGUFValue, encode_string, encode_value
@@ -106,6 +105,7 @@ class GGUFWriter:
     Raises:
         InputError: a name, value, shape or dtype that the format cannot hold; a call out of order.
         FileExistsError: the target exists and overwrite is False.
+        IsADirectoryError, FileNotFoundError: the target is a folder, or in none that exists.
         OSError: the file system refuses; the temporary file is removed.
 
     Cost: arrays given to add_tensor are kept, not copied, and written at close. Writes release the
@@ -126,12 +126,7 @@ class GGUFWriter:
         # A link is written through, as open() would.
         self._target = Path(self.path).resolve()
         self._overwrite = overwrite
-        if self._target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
-        if not overwrite and self._target.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.path)
-        if not self._target.parent.is_dir():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
+        require_writable_name(self._target, overwrite=overwrite)
         self._metadata = _WriterMetadata()
         self._tensors: dict[str, _Tensor] = {}
         self._output: AtomicFile | None = None

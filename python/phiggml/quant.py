@@ -92,16 +92,8 @@ class QuantizedArray:
         return self.dequantize(dtype=np.float32 if dtype is None else dtype)
 
     def __getitem__(self, key: Any) -> QuantizedArray:
-        keys = key if isinstance(key, tuple) else (key,)
-        leading = self._data.ndim - 1
-        if sum(k is not None and k is not Ellipsis for k in keys) > leading:
-            raise InputError(
-                f"QuantizedArray: an index may select on the {leading} leading axes only; along "
-                "the last axis numbers are packed in blocks. Dequantize first."
-            )
-        if Ellipsis not in keys:
-            keys = (*keys, Ellipsis)
-        return QuantizedArray(np.ascontiguousarray(self._data[keys]), self._type)
+        index = _leading_index(key if isinstance(key, tuple) else (key,), self._data.ndim)
+        return QuantizedArray(np.ascontiguousarray(self._data[index]), self._type)
 
     def __len__(self) -> int:
         if self._data.ndim < 2:
@@ -170,7 +162,7 @@ def quantize(
         InputError: integers, no axes, a last axis that is no multiple of the type's block,
             non-finite values, values or importances beyond what the type can hold, an imatrix
             that is missing, misshapen or negative, an `out` that is misshapen, read-only or
-            overlaps x.
+            overlaps x or imatrix.
 
     Cost:
         x is copied once unless it is float32 and C-contiguous. The GIL is released; Ctrl-C is
@@ -189,13 +181,18 @@ def quantize(
     if nonfinite not in ("error", "allow"):
         raise InputError(f'quantize: nonfinite is {nonfinite!r}: it must be "error" or "allow".')
     values = _floats(x, "quantize")
+    importances = _importances(imatrix, values.shape[-1], quant_type, "quantize")
     shape = (*values.shape[:-1], quant_type.row_bytes(values.shape[-1]))
-    data = np.empty(shape, np.uint8) if out is None else _checked_out(out, shape, np.uint8, x)
+    data = (
+        np.empty(shape, np.uint8)
+        if out is None
+        else _checked_out(out, shape, np.uint8, values, x, importances)
+    )
     _core.quant.quantize_rows(
         _rows(values),
         quant_type.id,
         _rows(data),
-        _importances(imatrix, values.shape[-1], quant_type),
+        importances,
         thread_count(threads, "quantize"),
         nonfinite == "allow",
     )
@@ -224,7 +221,8 @@ def dequantize(
 
     Raises:
         InputError: bytes that are not uint8, not contiguous or no whole blocks, raw bytes
-            without a type, a dtype that is no float, an `out` that is misshapen or read-only.
+            without a type, a dtype that is no float, numbers beyond float16 where that is asked
+            for, an `out` that is misshapen, read-only or overlaps data.
 
     Cost:
         One pass; a second one for another dtype than float32. The GIL is released.
@@ -239,9 +237,7 @@ def dequantize(
         32.0
     """
     blocks, quant_type = _blocks_and_type(data, type)
-    wanted = np.dtype(dtype)
-    if wanted not in (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.float64)):
-        raise InputError(f"dequantize: dtype {wanted} is no float32, float16 or float64.")
+    wanted = _float_dtype(dtype)
     n = blocks.shape[-1] // quant_type.block_bytes * quant_type.block_size
     shape = (*blocks.shape[:-1], n)
     if out is not None:
@@ -253,10 +249,14 @@ def dequantize(
     )
     if direct:
         return numbers
+    with np.errstate(over="ignore", under="ignore"):
+        result = numbers.astype(wanted, copy=False)
+    if wanted == np.float16 and not np.array_equal(np.isfinite(result), np.isfinite(numbers)):
+        raise InputError("dequantize: numbers are beyond float16. Ask for dtype=np.float32.")
     if out is not None:
-        np.copyto(out, numbers, casting="same_kind")
+        np.copyto(out, result)
         return out
-    return numbers.astype(wanted, copy=False)
+    return result
 
 
 def quantization_error(
@@ -294,7 +294,7 @@ def quantization_error(
     sums = _core.quant.error_sums(
         _rows(values),
         quant_type.id,
-        _importances(imatrix, values.shape[-1], quant_type),
+        _importances(imatrix, values.shape[-1], quant_type, "quantization_error"),
         thread_count(threads, "quantization_error"),
     )
     rms = math.sqrt(sums["squared_value"] / values.size)
@@ -310,6 +310,24 @@ def quantization_error(
     )
 
 
+def _leading_index(keys: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
+    """The keys spelt out for `ndim` axes, the last of which they must leave whole."""
+    # A mask takes as many axes as it has, None takes none.
+    masks = [np.asarray(k) for k in keys if isinstance(k, (list, bool, np.bool_, np.ndarray))]
+    n_taken = sum(k is not None and k is not Ellipsis for k in keys)
+    n_taken += sum(mask.ndim - 1 for mask in masks if mask.dtype == bool)
+    if not any(k is Ellipsis for k in keys):
+        keys = (*keys, Ellipsis)
+    at = next(i for i, k in enumerate(keys) if k is Ellipsis)
+    index = (*keys[:at], *(slice(None),) * (ndim - n_taken), *keys[at + 1 :])
+    if not isinstance(index[-1], slice) or index[-1] != slice(None) or n_taken > ndim:
+        raise InputError(
+            f"QuantizedArray: an index may select on the {ndim - 1} leading axes only; along "
+            "the last axis numbers are packed in blocks. Dequantize first."
+        )
+    return index
+
+
 def _quantizable(type: str, operation: str) -> QuantType:
     quant_type = QuantType(type)
     if not quant_type.can_quantize:
@@ -322,7 +340,7 @@ def _quantizable(type: str, operation: str) -> QuantType:
 
 def _floats(x: npt.ArrayLike, operation: str) -> npt.NDArray[np.float32]:
     """x as float32, C-contiguous, native byte order; x itself where it is that already."""
-    array = np.asarray(x)
+    array = _array(x, f"{operation}: x")
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise InputError(
             f"{operation}: x is of dtype {array.dtype}: only float arrays are quantized. "
@@ -330,12 +348,29 @@ def _floats(x: npt.ArrayLike, operation: str) -> npt.NDArray[np.float32]:
         )
     if array.ndim == 0:
         raise InputError(f"{operation}: x has no axes: quantizing goes along the last of them.")
-    with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(array, dtype=np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        values = np.require(array, np.float32, ["C", "A"])
     narrowed = array.dtype.itemsize > 4 and array.dtype.kind == "f"
     if narrowed and not np.array_equal(np.isfinite(values), np.isfinite(array)):
         raise InputError(f"{operation}: x holds values beyond float32. Scale it down.")
     return values
+
+
+def _array(x: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(x)
+    except ValueError as e:
+        raise InputError(f"{what} is no array: {e}") from e
+
+
+def _float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    try:
+        wanted = np.dtype(dtype)
+    except TypeError as e:
+        raise InputError(f"dequantize: {dtype!r} is no dtype. Ask for np.float32.") from e
+    if wanted not in (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.float64)):
+        raise InputError(f"dequantize: dtype {wanted} is no float32, float16 or float64.")
+    return wanted
 
 
 def _rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -346,18 +381,18 @@ def _rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _importances(
-    imatrix: npt.ArrayLike | None, n: int, quant_type: QuantType
+    imatrix: npt.ArrayLike | None, n: int, quant_type: QuantType, operation: str
 ) -> npt.NDArray[np.float32] | None:
     if imatrix is None:
         return None
-    array = np.asarray(imatrix)
+    array = _array(imatrix, f"{operation}: imatrix")
     if array.dtype.kind != "f" or array.shape != (n,):
         raise InputError(
-            f"quantize: imatrix is {array.dtype}{list(array.shape)}: for {quant_type} it must be "
-            f"float32[{n}], one importance for each column of x."
+            f"{operation}: imatrix is {array.dtype}{list(array.shape)}: for {quant_type} it must "
+            f"be float32[{n}], one importance for each column of x."
         )
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array, dtype=np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        return np.require(array, np.float32, ["C", "A"])
 
 
 def _blocks(data: npt.NDArray[np.uint8], quant_type: QuantType, operation: str) -> npt.NDArray[Any]:
@@ -390,14 +425,15 @@ def _blocks_and_type(
 
 
 def _checked_out(
-    out: npt.NDArray[Any], shape: tuple[int, ...], dtype: npt.DTypeLike, source: Any
+    out: npt.NDArray[Any], shape: tuple[int, ...], dtype: npt.DTypeLike, *sources: Any
 ) -> npt.NDArray[Any]:
     wanted = np.dtype(dtype)
     if not isinstance(out, np.ndarray) or out.dtype != wanted or out.shape != shape:
         found = f"{out.dtype}{list(out.shape)}" if isinstance(out, np.ndarray) else repr(out)
         raise InputError(f"out: it is {found}; it must be {wanted}{list(shape)}.")
-    if not out.flags.c_contiguous or not out.flags.writeable:
-        raise InputError("out: it must be C-contiguous and writable.")
-    if isinstance(source, np.ndarray) and np.may_share_memory(out, source):
-        raise InputError("out: it overlaps the input. Pass an array of its own.")
+    if not out.flags.carray:
+        raise InputError("out: it must be C-contiguous, aligned and writable.")
+    for source in sources:
+        if isinstance(source, np.ndarray) and np.may_share_memory(out, source):
+            raise InputError("out: it overlaps the input. Pass an array of its own.")
     return out

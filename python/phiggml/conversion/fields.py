@@ -32,7 +32,9 @@ class Fields:
     does; both then return a stand-in, so that reading goes on and finds the other faults.
     """
 
-    def __init__(self, values: Mapping[str, Any], path: Path, faults: Faults, prefix: str = ""):
+    def __init__(
+        self, values: Mapping[str, Any], path: Path, faults: Faults, *, prefix: str = ""
+    ) -> None:
         self._values = values
         self.path = path
         self.faults = faults
@@ -121,7 +123,7 @@ class Fields:
         elif not isinstance(value, dict):
             self.fault(name, "must be an object or null.")
             value = {}
-        return Fields(value, self.path, self.faults, f"{self._prefix}{name}.")
+        return Fields(value, self.path, self.faults, prefix=f"{self._prefix}{name}.")
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:

@@ -274,6 +274,6 @@ def _metadata(
         ),
         **config.metadata,
         **vocabulary.metadata(),
-        **special_token_metadata(vocabulary, source.config, generation, faults),
+        **special_token_metadata(vocabulary, source.config, generation, faults=faults),
     }
     return metadata, tuple(_tokenizer_notes(vocabulary))

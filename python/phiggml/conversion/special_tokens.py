@@ -28,7 +28,11 @@ _NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits)
 
 
 def special_token_metadata(
-    vocabulary: Vocabulary, config: dict[str, Any], generation: dict[str, Any], faults: Faults
+    vocabulary: Vocabulary,
+    config: dict[str, Any],
+    generation: dict[str, Any],
+    *,
+    faults: Faults,
 ) -> dict[str, Any]:
     """GGUF keys for special tokens and templates.
 

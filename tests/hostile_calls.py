@@ -1,0 +1,161 @@
+"""Wrong calls of models and sessions, each with what it must raise. Run as a script, it makes
+all of them in one process and prints how each ended: `python hostile_calls.py MODEL.gguf`."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import phiggml as pg
+
+Call = Callable[[pg.Model, pg.Session], object]
+Case = tuple[Call, tuple[type[BaseException], ...]]
+
+INPUT = (pg.InputError,)
+SESSION = (pg.SessionError,)
+
+
+def _context(**settings: Any) -> Call:
+    def call(model: pg.Model, _session: pg.Session) -> None:
+        with pg.Session(model, **settings) as made:
+            made.eval([5])
+
+    return call
+
+
+def _sampled(**settings: Any) -> Call:
+    def call(_model: pg.Model, session: pg.Session) -> None:
+        session.generate("The dog", max_tokens=2, sampling=pg.Sampling(**settings))
+
+    return call
+
+
+def _generated(prompt: Any, **settings: Any) -> Call:
+    return lambda _model, session: session.generate(prompt, **{"max_tokens": 2, **settings})
+
+
+def _evaluated(tokens: Any, **settings: Any) -> Call:
+    def call(_model: pg.Model, session: pg.Session) -> None:
+        session.reset()
+        session.eval(tokens, **settings)
+
+    return call
+
+
+CASES: dict[str, Case] = {
+    **{
+        f"n_ctx={value!r}": (_context(n_ctx=value), INPUT)
+        for value in (0, -1, 2**31, 2**62, True, "many", 1.5)
+    },
+    "n_ctx=2^30": (_context(n_ctx=2**30), SESSION),
+    "n_ctx=2^26": (_context(n_ctx=2**26), SESSION),
+    **{
+        f"n_batch={value!r}": (_context(n_ctx=64, n_batch=value), INPUT) for value in (0, -1, 2**31)
+    },
+    **{
+        f"n_seq_max={value!r}": (_context(n_ctx=64, n_seq_max=value), INPUT)
+        for value in (0, -1, 10**6, 2**30)
+    },
+    **{
+        f"threads={value!r}": (_context(n_ctx=64, threads=value), INPUT)
+        for value in (0, -1, 10**6, 513, "2")
+    },
+    **{
+        f"type_k={value!r}": (_context(n_ctx=64, type_k=value), INPUT)
+        for value in ("Q4_K", "IQ2_XXS", "I8", "F64", "TQ1_0", "MXFP4", "Q9_9", None)
+    },
+    "quantized V without flash attention": (
+        _context(n_ctx=64, type_v="Q8_0", flash_attn=False),
+        INPUT,
+    ),
+    "flash_attn='yes'": (_context(n_ctx=64, flash_attn="yes"), INPUT),
+    **{
+        f"temperature={value!r}": (_sampled(temperature=value), INPUT)
+        for value in (math.nan, math.inf, -1, -math.inf, "hot", None, True)
+    },
+    **{f"top_k={value!r}": (_sampled(top_k=value), INPUT) for value in (-1, 2**31, 1.5, None)},
+    **{f"top_p={value!r}": (_sampled(top_p=value), INPUT) for value in (0, -1, 1.5, math.nan)},
+    **{f"min_p={value!r}": (_sampled(min_p=value), INPUT) for value in (-0.1, 1.5, math.nan)},
+    **{f"typical_p={value!r}": (_sampled(typical_p=value), INPUT) for value in (0, math.nan)},
+    **{
+        f"repeat_penalty={value!r}": (_sampled(repeat_penalty=value), INPUT)
+        for value in (0, -1, 1e30, math.inf, math.nan)
+    },
+    **{
+        f"frequency_penalty={value!r}": (_sampled(frequency_penalty=value), INPUT)
+        for value in (1e30, -1e30, math.nan)
+    },
+    **{f"seed={value!r}": (_sampled(seed=value), INPUT) for value in (-1, 2**32, 0.5)},
+    "penalty_last_n=-1": (_sampled(repeat_penalty=1.1, penalty_last_n=-1), INPUT),
+    "empty prompt": (_generated(""), INPUT),
+    "no prompt tokens": (_generated([]), INPUT),
+    "prompt is None": (_generated(None), INPUT),
+    "prompt with lone surrogates": (_generated("\ud800 dog"), INPUT),
+    "prompt longer than the context": (_generated([5] * 1000), SESSION),
+    "prompt of 10 MB": (_generated("dog " * 2_500_000), SESSION),
+    **{
+        f"max_tokens={value!r}": (_generated("dog", max_tokens=value), INPUT)
+        for value in (0, -1, 1.5, "5", None)
+    },
+    **{f"stop={value!r}": (_generated("dog", stop=value), INPUT) for value in ("", [""], [5])},
+    **{
+        f"tokens={value!r}": (_evaluated(value), INPUT)
+        for value in ([], [-1], [2**31], [2**63], [1.5], ["dog"], [[1, 2]], "dog", [True], None)
+    },
+    "token n_vocab": (lambda m, s: s.eval([m.n_vocab]), INPUT),
+    "object array": (_evaluated(np.array([1, None], object)), INPUT),
+    "logits='some'": (_evaluated([5], logits="some"), INPUT),
+    "more tokens than the context": (_evaluated([5] * 1000), SESSION),
+    **{
+        f"tokenize({value!r})": (lambda m, _s, v=value: m.tokenize(v), INPUT)
+        for value in (5, None, b"dog", "\udcff")
+    },
+    **{
+        f"detokenize({value!r})": (lambda m, _s, v=value: m.detokenize(v), INPUT)
+        for value in ([-1], [2**31 - 1], [2**40], [0.5], "dog", [None])
+    },
+    "chat without messages": (lambda _m, s: s.chat([]), INPUT),
+    "chat with a wrong message": (lambda _m, s: s.chat([{"role": "user"}]), INPUT),
+    # These are odd, and harmless.
+    "n_ctx=1": (_context(n_ctx=1), ()),
+    "threads=8": (_context(n_ctx=64, threads=8), ()),
+    "NUL in the prompt": (_generated("a\x00b"), ()),
+    "tokenize nothing": (lambda m, _s: m.tokenize(""), ()),
+    "detokenize nothing": (lambda m, _s: m.detokenize([]), ()),
+    "every token": (lambda m, _s: m.detokenize(range(m.n_vocab), special=True), ()),
+    "top_k beyond the vocabulary": (_sampled(top_k=2**31 - 1), ()),
+    "tiny temperature": (_sampled(temperature=1e-30), ()),
+    "huge temperature": (_sampled(temperature=1e30), ()),
+    "large penalties": (_sampled(repeat_penalty=100, frequency_penalty=-100), ()),
+    "uint64 tokens": (_evaluated(np.array([5, 6], np.uint64)), ()),
+    "strided tokens": (_evaluated(np.arange(20)[::-2]), ()),
+}
+
+
+def ending(case: Case, model: pg.Model, session: pg.Session) -> str:
+    """How a case ended: "ok", or what went otherwise than it must."""
+    call, expected = case
+    try:
+        call(model, session)
+    except expected as error:
+        return "ok" if len(str(error)) > 10 else f"says only {str(error)!r}"
+    except Exception as error:  # noqa: BLE001 - whatever comes is the finding
+        return f"raised {type(error).__name__}: {error}"
+    return "ok" if not expected else "raised nothing"
+
+
+def main() -> None:
+    with pg.Model(sys.argv[1]) as model, pg.Session(model, n_ctx=128) as session:
+        for name, case in CASES.items():
+            print(f"{name}: {ending(case, model, session)}", flush=True)
+        session.reset()
+        assert session.eval([5]).shape == (model.n_vocab,)
+    print("all done")
+
+
+if __name__ == "__main__":
+    main()
