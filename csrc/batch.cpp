@@ -40,12 +40,13 @@ void check(std::int32_t status, const LogMark & mark) {
     switch (status) {
         case 0: return;
         case 1:
-            throw Error(ErrorKind::session, "eval: the context has no room for these tokens. Reset the session, or make "
-                                            "one of a larger n_ctx.");
+            throw Error(ErrorKind::session,
+                        "eval: the context has no room for these tokens. Reset the session, or make "
+                        "one of a larger n_ctx.");
         case 2: throw Cancelled();
         default:
-            throw Error(ErrorKind::session, "eval: decoding failed: " + mark.last_error() +
-                                                " See the \"phiggml\" log at level DEBUG.");
+            throw Error(ErrorKind::session,
+                        "eval: decoding failed: " + mark.last_error() + " See the \"phiggml\" log at level DEBUG.");
     }
 }
 

@@ -32,11 +32,13 @@ void register_session(py::module_ & m);
 template <typename T>
 const T * contiguous_data(const py::array & array, const char * what) {
     if (!py::isinstance<py::array_t<T>>(array)) {
-        throw Error(ErrorKind::input, std::string(what) + ": its dtype is " + py::str(array.dtype()).cast<std::string>() +
-                                          ", not " + py::str(py::dtype::of<T>()).cast<std::string>() + ".");
+        throw Error(ErrorKind::input, std::string(what) + ": its dtype is " +
+                                          py::str(array.dtype()).cast<std::string>() + ", not " +
+                                          py::str(py::dtype::of<T>()).cast<std::string>() + ".");
     }
     if (!(array.flags() & py::array::c_style)) {
-        throw Error(ErrorKind::input, std::string(what) + ": the array must be C-contiguous. Pass np.ascontiguousarray(...).");
+        throw Error(ErrorKind::input,
+                    std::string(what) + ": the array must be C-contiguous. Pass np.ascontiguousarray(...).");
     }
     return static_cast<const T *>(array.data());
 }

@@ -36,8 +36,8 @@ void raise(const Error & error) {
     }
     const py::object type = py::module_::import("phiggml.errors").attr(class_name(error.kind()));
     // Messages may quote bytes of a hostile file: whatever is not UTF-8 is shown escaped.
-    const py::object message = py::reinterpret_steal<py::object>(
-        PyUnicode_DecodeUTF8(error.message().data(), static_cast<py::ssize_t>(error.message().size()), "backslashreplace"));
+    const py::object message = py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(
+        error.message().data(), static_cast<py::ssize_t>(error.message().size()), "backslashreplace"));
     py::object value;
     if (error.kind() == ErrorKind::format) {
         const py::object offset = error.offset() ? py::object(py::int_(*error.offset())) : py::object(py::none());

@@ -15,8 +15,10 @@ std::vector<std::int32_t> token_vector(const py::array & tokens) {
     return std::vector<std::int32_t>(data, data + tokens.size());
 }
 
-py::array_t<std::int32_t> tokenize(const Model & model, const std::string & text, bool add_special, bool parse_special) {
-    const std::vector<std::int32_t> tokens = call_released([&] { return model.tokenize(text, add_special, parse_special); });
+py::array_t<std::int32_t> tokenize(const Model & model, const std::string & text, bool add_special,
+                                   bool parse_special) {
+    const std::vector<std::int32_t> tokens =
+        call_released([&] { return model.tokenize(text, add_special, parse_special); });
     return py::array_t<std::int32_t>(static_cast<py::ssize_t>(tokens.size()), tokens.data());
 }
 
@@ -45,7 +47,10 @@ void register_model(py::module_ & m) {
         .def("tokenize", &tokenize, py::arg("text"), py::arg("add_special"), py::arg("parse_special"))
         .def("detokenize", &detokenize, py::arg("tokens"), py::arg("special"))
         .def(
-            "piece", [](const Model & model, std::int32_t token, bool special) { return py::bytes(model.piece(token, special)); },
+            "piece",
+            [](const Model & model, std::int32_t token, bool special) {
+                return py::bytes(model.piece(token, special));
+            },
             py::arg("token"), py::arg("special"))
         .def("is_end_of_generation", &Model::is_end_of_generation, py::arg("token"))
         .def("is_control", &Model::is_control, py::arg("token"))

@@ -51,7 +51,8 @@ struct LoadParameters {
         overrides.push_back({nullptr, nullptr});
         if (split.size() > llama_max_devices()) {
             throw Error(ErrorKind::input, "load: tensor_split has " + std::to_string(split.size()) +
-                                              " entries; at most " + std::to_string(llama_max_devices()) + " are used.");
+                                              " entries; at most " + std::to_string(llama_max_devices()) +
+                                              " are used.");
         }
         const bool any = std::any_of(split.begin(), split.end(), [](float share) { return share > 0; });
         split.resize(llama_max_devices(), 0);
@@ -63,8 +64,9 @@ struct LoadParameters {
         parameters.split_mode = split_mode_named(settings.split_mode);
         parameters.tensor_split = any ? split.data() : nullptr;
         parameters.tensor_buft_overrides = settings.tensor_overrides.empty() ? nullptr : overrides.data();
-        parameters.load_mode = settings.use_mmap ? (settings.use_mlock ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MMAP)
-                                                 : (settings.use_mlock ? LLAMA_LOAD_MODE_MLOCK : LLAMA_LOAD_MODE_NONE);
+        parameters.load_mode = settings.use_mmap
+                                   ? (settings.use_mlock ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MMAP)
+                                   : (settings.use_mlock ? LLAMA_LOAD_MODE_MLOCK : LLAMA_LOAD_MODE_NONE);
     }
 
     std::vector<ggml_backend_dev_t> devices;
@@ -87,14 +89,17 @@ void check_special_tokens(const llama_vocab * vocabulary, bool add_special) {
         throw Error(ErrorKind::unsupported, "tokenize: this model has no vocabulary. Pass token ids.");
     }
     if (add_special && (no_bos || no_eos)) {
-        throw Error::format("tokenize: the model says that a BOS or EOS token is added but names none. Pass "
-                            "add_special=False.");
+        throw Error::format(
+            "tokenize: the model says that a BOS or EOS token is added but names none. Pass "
+            "add_special=False.");
     }
 }
 
 }  // namespace
 
-void Model::Free::operator()(llama_model * model) const { llama_model_free(model); }
+void Model::Free::operator()(llama_model * model) const {
+    llama_model_free(model);
+}
 
 Model::Model(const ModelSettings & settings, Progress & progress) {
     LoadParameters load(settings);
@@ -124,8 +129,8 @@ std::vector<std::int32_t> Model::tokenize(const std::string & text, bool add_spe
     std::vector<std::int32_t> tokens(text.size() + 2);
     const auto fill = [&] {
         try {
-            return llama_tokenize(vocabulary, text.data(), size, tokens.data(), static_cast<std::int32_t>(tokens.size()),
-                                  add_special, parse_special);
+            return llama_tokenize(vocabulary, text.data(), size, tokens.data(),
+                                  static_cast<std::int32_t>(tokens.size()), add_special, parse_special);
         } catch (const std::exception & failure) {
             throw Error::format(std::string("tokenize: the model's vocabulary is incomplete: ") + failure.what() +
                                 ". Convert the checkpoint anew.");
@@ -169,7 +174,8 @@ std::string Model::detokenize(const std::vector<std::int32_t> & tokens, bool spe
 std::string Model::piece(std::int32_t token, bool special) const {
     const llama_vocab * vocabulary = llama_model_get_vocab(model_.get());
     std::string text(64, '\0');
-    std::int32_t n = llama_token_to_piece(vocabulary, token, text.data(), static_cast<std::int32_t>(text.size()), 0, special);
+    std::int32_t n =
+        llama_token_to_piece(vocabulary, token, text.data(), static_cast<std::int32_t>(text.size()), 0, special);
     if (n < 0) {
         text.resize(static_cast<std::size_t>(-n));
         n = llama_token_to_piece(vocabulary, token, text.data(), static_cast<std::int32_t>(text.size()), 0, special);
@@ -186,12 +192,24 @@ bool Model::is_control(std::int32_t token) const {
     return llama_vocab_is_control(llama_model_get_vocab(model_.get()), token);
 }
 
-int Model::n_vocab() const { return llama_vocab_n_tokens(llama_model_get_vocab(model_.get())); }
-int Model::n_ctx_train() const { return llama_model_n_ctx_train(model_.get()); }
-int Model::n_layer() const { return llama_model_n_layer(model_.get()); }
-int Model::n_embd() const { return llama_model_n_embd(model_.get()); }
-std::uint64_t Model::n_params() const { return llama_model_n_params(model_.get()); }
-std::uint64_t Model::n_bytes() const { return llama_model_size(model_.get()); }
+int Model::n_vocab() const {
+    return llama_vocab_n_tokens(llama_model_get_vocab(model_.get()));
+}
+int Model::n_ctx_train() const {
+    return llama_model_n_ctx_train(model_.get());
+}
+int Model::n_layer() const {
+    return llama_model_n_layer(model_.get());
+}
+int Model::n_embd() const {
+    return llama_model_n_embd(model_.get());
+}
+std::uint64_t Model::n_params() const {
+    return llama_model_n_params(model_.get());
+}
+std::uint64_t Model::n_bytes() const {
+    return llama_model_size(model_.get());
+}
 bool Model::has_decoder() const {
     return llama_model_has_decoder(model_.get()) && !llama_model_has_encoder(model_.get());
 }
@@ -203,6 +221,8 @@ std::string Model::description() const {
     return text;
 }
 
-std::vector<std::pair<std::string, std::string>> Model::placement() const { return upstream::tensor_devices(*model_); }
+std::vector<std::pair<std::string, std::string>> Model::placement() const {
+    return upstream::tensor_devices(*model_);
+}
 
 }  // namespace phiggml

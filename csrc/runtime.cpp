@@ -31,7 +31,8 @@ public:
 
     std::vector<LogRecord> take() {
         const std::lock_guard<std::mutex> lock(mutex_);
-        std::vector<LogRecord> taken(std::make_move_iterator(records_.begin()), std::make_move_iterator(records_.end()));
+        std::vector<LogRecord> taken(std::make_move_iterator(records_.begin()),
+                                     std::make_move_iterator(records_.end()));
         records_.clear();
         return taken;
     }
@@ -114,8 +115,9 @@ void load_cpu(const std::filesystem::path & folder, const std::string & variant)
     if (variant.empty()) {
         ggml_backend_load_all_from_path(folder.string().c_str());
         if (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) == nullptr) {
-            throw Error(ErrorKind::device, "load: " + folder.string() +
-                                               ": no CPU module there runs on this machine. Reinstall phiggml from source.");
+            throw Error(ErrorKind::device,
+                        "load: " + folder.string() +
+                            ": no CPU module there runs on this machine. Reinstall phiggml from source.");
         }
         return;
     }
@@ -140,7 +142,9 @@ void capture_log() {
     llama_log_set(add_to_ring, nullptr);
 }
 
-std::vector<LogRecord> take_log() { return log_ring().take(); }
+std::vector<LogRecord> take_log() {
+    return log_ring().take();
+}
 
 LogMark::LogMark() : position_(log_ring().position()) {}
 

@@ -51,11 +51,11 @@ std::int64_t head_size(const Model & model) {
 }
 
 void check_cache_type(int type, const char * name, const Model & model) {
-    require(is_cache_type(type), std::string(name) +
-                                     ": the KV cache takes F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or IQ4_NL.");
-    require(head_size(model) % block_size(type) == 0,
-            std::string(name) + ": " + type_name(type) + " needs a head size that is a multiple of " +
-                std::to_string(block_size(type)) + ". Choose F16.");
+    require(is_cache_type(type),
+            std::string(name) + ": the KV cache takes F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or IQ4_NL.");
+    require(head_size(model) % block_size(type) == 0, std::string(name) + ": " + type_name(type) +
+                                                          " needs a head size that is a multiple of " +
+                                                          std::to_string(block_size(type)) + ". Choose F16.");
 }
 
 // A cache that the machine cannot hold would end the process when it is filled, not when it is asked for.
@@ -72,29 +72,33 @@ void check_cache_size(const SessionSettings & s, const Model & model) {
     }
     constexpr double gigabyte = 1e9;
     if (bytes > memory) {
-        throw Error(ErrorKind::session, "session: the KV cache of " + std::to_string(s.n_ctx * s.n_seq_max) +
-                                            " tokens takes " + std::to_string(static_cast<long>(bytes / gigabyte)) +
-                                            " GB; the machine has " + std::to_string(static_cast<long>(memory / gigabyte)) +
-                                            " GB. Choose a smaller n_ctx.");
+        throw Error(ErrorKind::session,
+                    "session: the KV cache of " + std::to_string(s.n_ctx * s.n_seq_max) + " tokens takes " +
+                        std::to_string(static_cast<long>(bytes / gigabyte)) + " GB; the machine has " +
+                        std::to_string(static_cast<long>(memory / gigabyte)) + " GB. Choose a smaller n_ctx.");
     }
 }
 
 void check(const SessionSettings & s, const Model & model) {
     constexpr std::int64_t most_tokens = 1 << 30;
-    require(s.n_ctx >= 1 && s.n_ctx <= most_tokens, "n_ctx is " + std::to_string(s.n_ctx) + "; it must be between 1 and 2^30.");
-    require(s.n_batch >= 1 && s.n_batch <= most_tokens, "n_batch is " + std::to_string(s.n_batch) + "; it must be between 1 and 2^30.");
+    require(s.n_ctx >= 1 && s.n_ctx <= most_tokens,
+            "n_ctx is " + std::to_string(s.n_ctx) + "; it must be between 1 and 2^30.");
+    require(s.n_batch >= 1 && s.n_batch <= most_tokens,
+            "n_batch is " + std::to_string(s.n_batch) + "; it must be between 1 and 2^30.");
     const auto most_sequences = static_cast<std::int64_t>(llama_max_parallel_sequences());
     require(s.n_seq_max >= 1 && s.n_seq_max <= most_sequences && s.n_ctx * s.n_seq_max <= most_tokens,
-            "n_seq_max is " + std::to_string(s.n_seq_max) + "; it must be between 1 and " + std::to_string(most_sequences) +
-                ", and n_ctx * n_seq_max at most 2^30.");
-    require(s.threads >= 1 && s.threads <= most_threads,
-            "threads is " + std::to_string(s.threads) + "; it must be between 1 and " + std::to_string(most_threads) + ".");
+            "n_seq_max is " + std::to_string(s.n_seq_max) + "; it must be between 1 and " +
+                std::to_string(most_sequences) + ", and n_ctx * n_seq_max at most 2^30.");
+    require(
+        s.threads >= 1 && s.threads <= most_threads,
+        "threads is " + std::to_string(s.threads) + "; it must be between 1 and " + std::to_string(most_threads) + ".");
     check_cache_type(s.type_k, "type_k", model);
     check_cache_type(s.type_v, "type_v", model);
     require(block_size(s.type_v) == 1 || s.flash_attn != false,
             "type_v: a quantized V cache needs flash attention. Leave flash_attn at \"auto\" or True, or choose F16.");
     if (!model.has_decoder()) {
-        throw Error(ErrorKind::unsupported, "session: this model does not generate text; phiggml runs decoder models only.");
+        throw Error(ErrorKind::unsupported,
+                    "session: this model does not generate text; phiggml runs decoder models only.");
     }
     check_cache_size(s, model);
 }
@@ -110,8 +114,9 @@ class Session::Use {
 public:
     explicit Use(const Session & session) : session_(session) {
         if (session_.in_use_.exchange(true)) {
-            throw Error(ErrorKind::session,
-                        "session: another thread is using it. Give each thread a Session of its own; they share the Model.");
+            throw Error(
+                ErrorKind::session,
+                "session: another thread is using it. Give each thread a Session of its own; they share the Model.");
         }
         if (session_.closed()) {
             session_.in_use_ = false;
@@ -126,7 +131,9 @@ private:
     const Session & session_;
 };
 
-void Session::FreeContext::operator()(llama_context * context) const { llama_free(context); }
+void Session::FreeContext::operator()(llama_context * context) const {
+    llama_free(context);
+}
 
 void Session::FreeThreadpool::operator()(ggml_threadpool * pool) const {
     cpu_function<decltype(&ggml_threadpool_free)>("ggml_threadpool_free")(pool);
@@ -144,7 +151,7 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings & set
     parameters.n_threads_batch = settings_.threads;
     parameters.type_k = static_cast<ggml_type>(settings_.type_k);
     parameters.type_v = static_cast<ggml_type>(settings_.type_v);
-    parameters.flash_attn_type = !settings_.flash_attn           ? LLAMA_FLASH_ATTN_TYPE_AUTO
+    parameters.flash_attn_type = !settings_.flash_attn          ? LLAMA_FLASH_ATTN_TYPE_AUTO
                                  : settings_.flash_attn.value() ? LLAMA_FLASH_ATTN_TYPE_ENABLED
                                                                 : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     parameters.abort_callback = is_cancelled;
@@ -153,13 +160,16 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings & set
     const LogMark mark;
     context_.reset(llama_init_from_model(model_->handle(), parameters));
     if (!context_) {
-        throw Error(ErrorKind::session, "session: llama.cpp could not make a context of " + std::to_string(settings_.n_ctx) +
-                                            " tokens: " + mark.last_error() + " Try a smaller n_ctx or n_batch.");
+        throw Error(ErrorKind::session, "session: llama.cpp could not make a context of " +
+                                            std::to_string(settings_.n_ctx) + " tokens: " + mark.last_error() +
+                                            " Try a smaller n_ctx or n_batch.");
     }
     attach_threadpool();
 }
 
-Session::~Session() { context_.reset(); }
+Session::~Session() {
+    context_.reset();
+}
 
 void Session::attach_threadpool() {
     // Without a pool of its own ggml would start threads anew for every graph.
@@ -188,8 +198,8 @@ void Session::decode(const std::vector<std::int32_t> & tokens, bool all_logits, 
     const auto n_total = static_cast<std::int64_t>(tokens_.size() + tokens.size());
     if (n_total > settings_.n_ctx) {
         throw Error(ErrorKind::session, "eval: " + std::to_string(tokens_.size()) + " tokens and " +
-                                            std::to_string(tokens.size()) + " more do not fit into n_ctx = " +
-                                            std::to_string(settings_.n_ctx) +
+                                            std::to_string(tokens.size()) +
+                                            " more do not fit into n_ctx = " + std::to_string(settings_.n_ctx) +
                                             ". Reset the session, or make one of a larger n_ctx.");
     }
     progress.total = tokens.size();

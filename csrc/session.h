@@ -56,7 +56,8 @@ public:
 private:
     class Use;  // that one thread is inside
 
-    void decode(const std::vector<std::int32_t> & tokens, bool all_logits, Progress & progress, std::vector<float> * out);
+    void decode(const std::vector<std::int32_t> & tokens, bool all_logits, Progress & progress,
+                std::vector<float> * out);
     void attach_threadpool();
 
     struct FreeContext {
