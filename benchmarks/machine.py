@@ -25,7 +25,10 @@ def describe() -> str:
     """Two lines: processor, cores and vector units; versions."""
     pg.devices()
     units = [name for name, value in _core.runtime.cpu_features() if value == "1"]
+    compiled_in = ", ".join(f"{name} {version}" for name, version in _core.runtime.versions())
+    cores = len(os.sched_getaffinity(0))
     return (
-        f"{processor()}, {len(os.sched_getaffinity(0))} cores, {' '.join(units)}\n"
-        f"phiggml {pg.__version__}, numpy {np.__version__}, Python {platform.python_version()}"
+        f"{processor()}, {cores} cores, {' '.join(units)}\n"
+        f"phiggml {pg.__version__}, {compiled_in}, numpy {np.__version__}, "
+        f"Python {platform.python_version()}"
     )

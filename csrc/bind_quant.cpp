@@ -43,9 +43,9 @@ const float * importances(const std::optional<py::array> & imatrix, std::int64_t
 }
 
 template <typename Work>
-auto call(std::int64_t numbers, Work && work) {
+auto call(std::int64_t numbers, bool at_once, Work && work) {
     Progress progress;
-    if (numbers < watched_numbers) {
+    if (at_once && numbers < watched_numbers) {
         return call_released([&] { return work(progress); });
     }
     return call_watched(progress, py::none(), [&] { return work(progress); });
@@ -57,7 +57,8 @@ void quantize(const py::array & x, int type, py::array & out, const std::optiona
     require_shape(out, rows.n_rows, row_bytes(type, rows.n_per_row), "out");
     std::uint8_t * bytes = writable_data<std::uint8_t>(out, "out");
     const QuantizeSettings settings{type, importances(imatrix, rows.n_per_row), threads, nonfinite_ok};
-    call(rows.n_rows * rows.n_per_row, [&](Progress & progress) { quantize_rows(rows, settings, bytes, progress); });
+    call(rows.n_rows * rows.n_per_row, tables_built(type),
+         [&](Progress & progress) { quantize_rows(rows, settings, bytes, progress); });
 }
 
 void dequantize(const py::array & data, int type, std::int64_t n_per_row, py::array & out, int threads) {
@@ -66,7 +67,7 @@ void dequantize(const py::array & data, int type, std::int64_t n_per_row, py::ar
     require_shape(data, n_rows, row_bytes(type, n_per_row), "data");
     require_shape(out, n_rows, n_per_row, "out");
     float * numbers = writable_data<float>(out, "out");
-    call(n_rows * n_per_row,
+    call(n_rows * n_per_row, true,
          [&](Progress & progress) { dequantize_rows(type, bytes, n_rows, n_per_row, numbers, threads, progress); });
 }
 
@@ -74,7 +75,7 @@ py::dict error_sums(const py::array & x, int type, const std::optional<py::array
     const FloatRows rows = float_rows(x);
     row_bytes(type, rows.n_per_row);
     const QuantizeSettings settings{type, importances(imatrix, rows.n_per_row), threads, false};
-    const QuantizationErrorSums sums = call(rows.n_rows * rows.n_per_row, [&](Progress & progress) {
+    const QuantizationErrorSums sums = call(rows.n_rows * rows.n_per_row, tables_built(type), [&](Progress & progress) {
         return measure_error(rows, settings, progress);
     });
     py::dict result;

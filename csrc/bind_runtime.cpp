@@ -36,6 +36,7 @@ void register_runtime(py::module_ & m) {
         py::arg("folder"), py::arg("cpu_variant"));
     sub.def("list_devices", [] { return call_released([] { return list_devices(); }); });
     sub.def("cpu_features", &cpu_features);
+    sub.def("versions", &versions);
 }
 
 }  // namespace phiggml

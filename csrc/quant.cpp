@@ -1,12 +1,15 @@
 #include "quant.h"
 
 #include <algorithm>
+#include <array>
 #include <cctype>
+#include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
-#include <memory>
+#include <future>
 #include <mutex>
-#include <optional>
+#include <thread>
 
 #include "error.h"
 #include "ggml.h"
@@ -19,8 +22,10 @@ namespace {
 // Work is handed out in pieces of about this many numbers: small enough to cancel soon and to share evenly.
 constexpr std::int64_t piece_numbers = 1 << 16;
 
-// Below this no type's half-precision scale can overflow, so only larger inputs need their result looked at.
+// Up to these no type's half-precision scale and no weighted sum can overflow (docs/decisions.md), so only larger
+// inputs need their result looked at.
 constexpr float safe_magnitude = 16384.0F;
+constexpr float safe_importance = 1e20F;
 
 // The grid searches of these types abort the process once their squared sums overflow. Importances times squared
 // values stay clear of that by this bound (found by experiment, docs/decisions.md; values beyond 1e7 would
@@ -38,6 +43,67 @@ bool searches_grid(int type) {
         case GGML_TYPE_IQ3_S: return true;
         default: return false;
     }
+}
+
+// These weigh each number by its whole row; the others look no further than their block.
+bool weighs_rows(int type) {
+    return type == GGML_TYPE_Q4_0 || type == GGML_TYPE_Q4_1 || type == GGML_TYPE_Q5_0 || type == GGML_TYPE_Q5_1;
+}
+
+// ggml builds the lookup tables of a grid type at its first use, which takes seconds and cannot be stopped. So each
+// build has a thread of its own that outlives a caller who gives up. Every call into ggml waits for the lock that a
+// build holds, hence a call waits first for all that are under way, whatever its type.
+class TableBuilds {
+public:
+    static TableBuilds & instance() {
+        static TableBuilds builds;
+        return builds;
+    }
+
+    bool done(int type) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return (!searches_grid(type) || builds_[static_cast<std::size_t>(type)].valid()) &&
+               std::all_of(builds_.begin(), builds_.end(), [](const Build & build) {
+                   return !build.valid() || build.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+               });
+    }
+
+    void await(int type, const Progress & progress) {
+        begin(type);
+        while (!done(type)) {
+            if (progress.cancelled) {
+                throw Cancelled();
+            }
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+    }
+
+private:
+    using Build = std::shared_future<void>;
+
+    void begin(int type) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (!searches_grid(type) || builds_[static_cast<std::size_t>(type)].valid()) {
+            return;
+        }
+        std::promise<void> promise;
+        Build build = promise.get_future().share();
+        const auto work = [type](std::promise<void> built) {
+            ggml_quantize_init(static_cast<ggml_type>(type));
+            built.set_value();
+        };
+        std::thread(work, std::move(promise)).detach();
+        builds_[static_cast<std::size_t>(type)] = std::move(build);
+    }
+
+    std::mutex mutex_;
+    std::array<Build, GGML_TYPE_COUNT> builds_;
+};
+
+std::string text(float number) {
+    std::array<char, 32> buffer{};
+    std::snprintf(buffer.data(), buffer.size(), "%g", static_cast<double>(number));
+    return buffer.data();
 }
 
 bool quantizable(int id) {
@@ -64,7 +130,8 @@ void require_rows(int type, std::int64_t n_per_row, const char * operation) {
     if (n_per_row % block_size(type) != 0) {
         throw Error(ErrorKind::input, std::string(operation) + ": a row of " + std::to_string(n_per_row) +
                                           " numbers is no multiple of " + type_name(type) + "'s block of " +
-                                          std::to_string(block_size(type)) + ". Pad the last axis, or choose a type of "
+                                          std::to_string(block_size(type)) +
+                                          ". Pad the last axis, or choose a type of "
                                           "smaller blocks.");
     }
 }
@@ -94,8 +161,7 @@ float check_imatrix(const float * imatrix, std::int64_t n) {
     float greatest = 0;
     for (std::int64_t i = 0; i < n; ++i) {
         if (!std::isfinite(imatrix[i]) || imatrix[i] < 0) {
-            throw Error(ErrorKind::input, "quantize: imatrix[" + std::to_string(i) + "] is " +
-                                              std::to_string(imatrix[i]) +
+            throw Error(ErrorKind::input, "quantize: imatrix[" + std::to_string(i) + "] is " + text(imatrix[i]) +
                                               ": importances are finite and not negative. Collect them anew.");
         }
         greatest = std::max(greatest, imatrix[i]);
@@ -105,7 +171,8 @@ float check_imatrix(const float * imatrix, std::int64_t n) {
 
 class Quantizer {
 public:
-    Quantizer(const FloatRows & rows, const QuantizeSettings & settings) : rows_(rows), settings_(settings) {
+    Quantizer(const FloatRows & rows, const QuantizeSettings & settings, const Progress & progress)
+        : rows_(rows), settings_(settings) {
         require_type(settings.type, quantizable(settings.type), "quantize");
         require_rows(settings.type, rows.n_per_row, "quantize");
         const auto type = static_cast<ggml_type>(settings.type);
@@ -117,19 +184,19 @@ public:
         if (settings.imatrix != nullptr) {
             greatest_importance_ = check_imatrix(settings.imatrix, rows.n_per_row);
         }
-        // Without importances blocks know nothing of their row, so pieces may be parts of a row or many rows.
-        const std::int64_t n = rows.n_rows * rows.n_per_row;
-        const std::int64_t unit = settings.imatrix != nullptr ? rows.n_per_row : block_size(settings.type);
-        piece_ = std::max<std::int64_t>(1, piece_numbers / std::max<std::int64_t>(unit, 1)) * unit;
-        n_pieces_ = piece_ == 0 ? 0 : static_cast<std::uint64_t>((n + piece_ - 1) / piece_);
-        ggml_quantize_init(type);
+        share_out();
+        if (n_pieces_ > 0) {
+            TableBuilds::instance().await(settings.type, progress);
+        }
     }
 
     std::uint64_t n_pieces() const { return n_pieces_; }
-    std::int64_t piece_size() const { return piece_; }
-    std::int64_t begin(std::uint64_t index) const { return static_cast<std::int64_t>(index) * piece_; }
+    std::int64_t begin(std::uint64_t index) const {
+        const auto i = static_cast<std::int64_t>(index);
+        return i / pieces_per_extent_ * extent_ + i % pieces_per_extent_ * piece_;
+    }
     std::int64_t size(std::uint64_t index) const {
-        return std::min(piece_, rows_.n_rows * rows_.n_per_row - begin(index));
+        return std::min(piece_, extent_ - static_cast<std::int64_t>(index) % pieces_per_extent_ * piece_);
     }
     const float * values(std::uint64_t index) const { return rows_.data + begin(index); }
     std::size_t bytes(std::int64_t n) const {
@@ -140,10 +207,12 @@ public:
         const std::int64_t n = size(index);
         const Magnitude input = magnitude(values(index), n);
         check_input(input);
-        const bool by_row = settings_.imatrix != nullptr;
-        ggml_quantize_chunk(static_cast<ggml_type>(settings_.type), values(index), out, 0,
-                            by_row ? n / rows_.n_per_row : 1, by_row ? rows_.n_per_row : n, settings_.imatrix);
-        if (input.finite && input.greatest > safe_magnitude) {
+        const std::int64_t n_per_row = settings_.imatrix != nullptr ? std::min(n, rows_.n_per_row) : n;
+        const float * imatrix =
+            settings_.imatrix != nullptr ? settings_.imatrix + begin(index) % rows_.n_per_row : nullptr;
+        ggml_quantize_chunk(static_cast<ggml_type>(settings_.type), values(index), out, 0, n / n_per_row, n_per_row,
+                            imatrix);
+        if (input.finite && (input.greatest > safe_magnitude || greatest_importance_ > safe_importance)) {
             check_result(out, n, input.greatest);
         }
     }
@@ -157,21 +226,36 @@ public:
     }
 
 private:
+    // Cuts the array into pieces of whole blocks. Importances repeat with each row, so pieces are then whole rows or,
+    // of a long one, parts; without them a piece may span rows in any way.
+    void share_out() {
+        const std::int64_t n = rows_.n_rows * rows_.n_per_row;
+        if (n == 0) {
+            return;
+        }
+        const bool weighted = settings_.imatrix != nullptr;
+        const bool in_parts = rows_.n_per_row > piece_numbers && !weighs_rows(settings_.type);
+        const std::int64_t unit = weighted && !in_parts ? rows_.n_per_row : block_size(settings_.type);
+        piece_ = std::max<std::int64_t>(1, piece_numbers / unit) * unit;
+        extent_ = weighted && in_parts ? rows_.n_per_row : n;
+        pieces_per_extent_ = (extent_ + piece_ - 1) / piece_;
+        n_pieces_ = static_cast<std::uint64_t>(n / extent_ * pieces_per_extent_);
+    }
+
     void check_input(const Magnitude & input) const {
         const bool grid = searches_grid(settings_.type);
         if (!input.finite && (!settings_.allow_nonfinite || grid)) {
-            throw Error(ErrorKind::input,
-                        "quantize: x holds NaN or infinity, " +
-                            (grid ? "which " + type_name(settings_.type) + " cannot hold. Clean it, or choose another type."
-                                  : std::string("and the blocks that hold them would be lost. Clean it, or pass "
-                                                "nonfinite=\"allow\".")));
+            throw Error(
+                ErrorKind::input,
+                "quantize: x holds NaN or infinity, " +
+                    (grid ? "which " + type_name(settings_.type) + " cannot hold. Clean it, or choose another type."
+                          : std::string("and the blocks that hold them would be lost. Clean it, or pass "
+                                        "nonfinite=\"allow\".")));
         }
         const double square = static_cast<double>(input.greatest) * input.greatest;
         if (grid && square * std::max(greatest_importance_, 1.0F) > grid_search_bound) {
-            throw Error(ErrorKind::input, "quantize: values up to " + std::to_string(input.greatest) +
-                                              " with importances up to " + std::to_string(greatest_importance_) +
-                                              " overflow the search of " + type_name(settings_.type) +
-                                              ". Scale them down, or choose another type.");
+            throw Error(ErrorKind::input, "quantize: " + limits(input.greatest) + " overflow the search of " +
+                                              type_name(settings_.type) + ". Scale them down, or choose another type.");
         }
     }
 
@@ -179,16 +263,22 @@ private:
         std::vector<float> result(static_cast<std::size_t>(n));
         dequantize(data, n, result.data());
         if (!magnitude(result.data(), n).finite) {
-            throw Error(ErrorKind::input, "quantize: values up to " + std::to_string(greatest) +
-                                              " overflow the range of " + type_name(settings_.type) +
-                                              ". Scale them down, or choose BF16 or F32.");
+            throw Error(ErrorKind::input, "quantize: " + limits(greatest) + " overflow the range of " +
+                                              type_name(settings_.type) + ". Scale them down, or choose BF16 or F32.");
         }
+    }
+
+    std::string limits(float greatest) const {
+        const std::string values = "values up to " + text(greatest);
+        return settings_.imatrix == nullptr ? values : values + " with importances up to " + text(greatest_importance_);
     }
 
     FloatRows rows_;
     QuantizeSettings settings_;
     float greatest_importance_ = 1;
     std::int64_t piece_ = 0;
+    std::int64_t extent_ = 0;  // what pieces do not reach across: a row, or the whole array
+    std::int64_t pieces_per_extent_ = 0;
     std::uint64_t n_pieces_ = 0;
 };
 
@@ -204,9 +294,13 @@ std::string type_name(int id) {
     return name;
 }
 
-std::int64_t block_size(int id) { return ggml_blck_size(static_cast<ggml_type>(id)); }
+std::int64_t block_size(int id) {
+    return ggml_blck_size(static_cast<ggml_type>(id));
+}
 
-std::size_t block_bytes(int id) { return ggml_type_size(static_cast<ggml_type>(id)); }
+std::size_t block_bytes(int id) {
+    return ggml_type_size(static_cast<ggml_type>(id));
+}
 
 std::vector<QuantTypeInfo> all_types() {
     std::vector<QuantTypeInfo> types;
@@ -220,9 +314,12 @@ std::vector<QuantTypeInfo> all_types() {
     return types;
 }
 
-void quantize_rows(const FloatRows & rows, const QuantizeSettings & settings, std::uint8_t * out,
-                   Progress & progress) {
-    const Quantizer quantizer(rows, settings);
+bool tables_built(int type) {
+    return TableBuilds::instance().done(type);
+}
+
+void quantize_rows(const FloatRows & rows, const QuantizeSettings & settings, std::uint8_t * out, Progress & progress) {
+    const Quantizer quantizer(rows, settings, progress);
     share_pieces(quantizer.n_pieces(), settings.threads, progress, [&](std::uint64_t index) {
         quantizer.quantize(index, out + quantizer.bytes(quantizer.begin(index)));
     });
@@ -249,7 +346,7 @@ void dequantize_rows(int type, const std::uint8_t * data, std::int64_t n_rows, s
 }
 
 QuantizationErrorSums measure_error(const FloatRows & rows, const QuantizeSettings & settings, Progress & progress) {
-    const Quantizer quantizer(rows, settings);
+    const Quantizer quantizer(rows, settings, progress);
     std::vector<QuantizationErrorSums> sums(quantizer.n_pieces());
     share_pieces(quantizer.n_pieces(), settings.threads, progress, [&](std::uint64_t index) {
         const std::int64_t n = quantizer.size(index);
@@ -264,7 +361,8 @@ QuantizationErrorSums measure_error(const FloatRows & rows, const QuantizeSettin
             const double difference = value - result[static_cast<std::size_t>(i)];
             sum.squared_error += difference * difference;
             sum.squared_value += value * value;
-            sum.squared_result += static_cast<double>(result[static_cast<std::size_t>(i)]) * result[static_cast<std::size_t>(i)];
+            sum.squared_result +=
+                static_cast<double>(result[static_cast<std::size_t>(i)]) * result[static_cast<std::size_t>(i)];
             sum.product += value * result[static_cast<std::size_t>(i)];
             sum.max_abs = std::max(sum.max_abs, std::abs(difference));
         }

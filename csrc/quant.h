@@ -51,6 +51,9 @@ struct QuantizationErrorSums {
     double max_abs = 0;
 };
 
+// Whether quantizing can begin at once; otherwise it waits for lookup tables to be built, which takes seconds.
+bool tables_built(int type);
+
 // Throws Error::input on what ggml would abort on, or would turn into blocks that are no numbers.
 void quantize_rows(const FloatRows & rows, const QuantizeSettings & settings, std::uint8_t * out, Progress & progress);
 

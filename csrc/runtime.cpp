@@ -190,6 +190,10 @@ std::vector<DeviceInfo> list_devices() {
     return devices;
 }
 
+std::vector<std::pair<std::string, std::string>> versions() {
+    return {{"llama.cpp", PHIGGML_LLAMA_BUILD}, {"ggml", ggml_version()}};
+}
+
 std::vector<std::pair<std::string, std::string>> cpu_features() {
     std::vector<std::pair<std::string, std::string>> features;
     const ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);

@@ -44,6 +44,9 @@ void load_backends(const std::string & folder, const std::string & cpu_variant);
 
 std::vector<DeviceInfo> list_devices();
 
+// What is compiled in: {"llama.cpp", "b11549"}, {"ggml", "0.26.0"}.
+std::vector<std::pair<std::string, std::string>> versions();
+
 // What the loaded CPU module was compiled for: {"AVX2", "1"}, ...
 std::vector<std::pair<std::string, std::string>> cpu_features();
 

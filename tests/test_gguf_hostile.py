@@ -276,7 +276,12 @@ READER = """
         return verdict | {"seconds": time.perf_counter() - started}
 
     def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        # Not ru_maxrss: on Linux that begins with what the parent had when it forked.
+        status = pathlib.Path("/proc/self/status")
+        if not status.exists():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        (line,) = (l for l in status.read_text().splitlines() if l.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
 
     def report(name, verdict):
         print(json.dumps(verdict | {"name": name}), flush=True)

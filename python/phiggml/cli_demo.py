@@ -75,6 +75,11 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _gain(ratio: float, seconds: float) -> str:
+    written = f"written in {seconds:.1f} s"
+    return f"{ratio:.2f}x smaller, {written}" if ratio > 1.05 else written
+
+
 def _tell_sizes(checkpoint: Path, reports: list[pg.Report]) -> None:
     n_params = sum(math.prod(tensor.shape) for tensor in reports[0].tensors)
     original = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
@@ -86,7 +91,7 @@ def _tell_sizes(checkpoint: Path, reports: list[pg.Report]) -> None:
             report.path.name,
             size(report.nbytes),
             f"{report.bits_per_weight:.2f}",
-            f"{original / report.nbytes:.2f}x smaller in {report.seconds:.1f} s",
+            _gain(original / report.nbytes, report.seconds),
         )
         for report in reports
     ]

@@ -92,6 +92,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "phiggml", f"{pg.__version__} in {Path(__file__).parent}"
     yield "python", f"{platform.python_version()}, {sys.executable}"
     yield "numpy", np.__version__
+    yield from _core.runtime.versions()
     yield "system", f"{platform.system()} {platform.release()} {platform.machine()}"
     yield "threads", f"{thread_count(None, 'doctor')} of {os.cpu_count()} cores"
     yield "libraries", str(library_folder())

@@ -159,14 +159,13 @@ def quantize(
         QuantizedArray of x's shape.
 
     Raises:
-        InputError: integers, no axes, a last axis that is no multiple of the type's block,
-            non-finite values, values or importances beyond what the type can hold, an imatrix
-            that is missing, misshapen or negative, an `out` that is misshapen, read-only or
-            overlaps x or imatrix.
+        InputError: integers, no axes, a last axis that is no multiple of the block, non-finite
+            values, values or importances beyond the type, an imatrix that is missing, misshapen
+            or negative, an `out` that is misshapen, read-only or overlaps x or imatrix.
 
     Cost:
-        x is copied once unless it is float32 and C-contiguous. The GIL is released; Ctrl-C is
-        seen within milliseconds.
+        x is copied once unless it is float32 and C-contiguous. The GIL is released, Ctrl-C seen
+        soon. The first use of an IQ1, IQ2 or IQ3 type builds ggml's tables: up to some seconds.
 
     Source:
         ggml_quantize_chunk; the bytes are its own.
@@ -178,16 +177,13 @@ def quantize(
         4.5
     """
     quant_type = _quantizable(type, "quantize")
-    if nonfinite not in ("error", "allow"):
-        raise InputError(f'quantize: nonfinite is {nonfinite!r}: it must be "error" or "allow".')
+    _check_nonfinite(nonfinite)
     values = _floats(x, "quantize")
     importances = _importances(imatrix, values.shape[-1], quant_type, "quantize")
     shape = (*values.shape[:-1], quant_type.row_bytes(values.shape[-1]))
-    data = (
-        np.empty(shape, np.uint8)
-        if out is None
-        else _checked_out(out, shape, np.uint8, values, x, importances)
-    )
+    if out is not None:
+        _checked_out(out, shape, np.uint8, values, x, importances)
+    data = np.empty(shape, np.uint8) if out is None else out.view()
     _core.quant.quantize_rows(
         _rows(values),
         quant_type.id,
@@ -196,7 +192,7 @@ def quantize(
         thread_count(threads, "quantize"),
         nonfinite == "allow",
     )
-    return QuantizedArray(data.view() if out is not None else data, quant_type)
+    return QuantizedArray(data, quant_type)
 
 
 def dequantize(
@@ -338,6 +334,11 @@ def _quantizable(type: str, operation: str) -> QuantType:
     return quant_type
 
 
+def _check_nonfinite(nonfinite: str) -> None:
+    if nonfinite not in ("error", "allow"):
+        raise InputError(f'quantize: nonfinite is {nonfinite!r}: it must be "error" or "allow".')
+
+
 def _floats(x: npt.ArrayLike, operation: str) -> npt.NDArray[np.float32]:
     """x as float32, C-contiguous, native byte order; x itself where it is that already."""
     array = _array(x, f"{operation}: x")
@@ -426,7 +427,7 @@ def _blocks_and_type(
 
 def _checked_out(
     out: npt.NDArray[Any], shape: tuple[int, ...], dtype: npt.DTypeLike, *sources: Any
-) -> npt.NDArray[Any]:
+) -> None:
     wanted = np.dtype(dtype)
     if not isinstance(out, np.ndarray) or out.dtype != wanted or out.shape != shape:
         found = f"{out.dtype}{list(out.shape)}" if isinstance(out, np.ndarray) else repr(out)
@@ -436,4 +437,3 @@ def _checked_out(
     for source in sources:
         if isinstance(source, np.ndarray) and np.may_share_memory(out, source):
             raise InputError("out: it overlaps the input. Pass an array of its own.")
-    return out
