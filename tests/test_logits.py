@@ -80,6 +80,16 @@ def test_token_by_token_equals_all_at_once(
     assert nrmse(rows[reference["positions_16"]], truth) <= BOUND_F32
 
 
+def test_two_threads_equal_one(
+    model: pg.Model, reference: dict[str, npt.NDArray[np.float32]]
+) -> None:
+    tokens, truth = reference["tokens_16"], reference["logits_16"]
+    settings = {"n_ctx": 64, "type_k": "F32", "type_v": "F32"}
+    with pg.Session(model, flash_attn=False, threads=2, **settings) as session:
+        logits = session.eval(tokens, logits="all")
+    assert nrmse(logits[reference["positions_16"]], truth) <= BOUND_F32
+
+
 def test_small_batches_equal_one(
     model: pg.Model, reference: dict[str, npt.NDArray[np.float32]]
 ) -> None:

@@ -24,6 +24,9 @@ __all__ = ["Session"]
 DEFAULT_CONTEXT = 4096
 """What n_ctx=None gives at most: a cache for the 131072 tokens of a Phi-3.5-mini takes 51 GB."""
 
+SMALL_MODEL = 32 << 20
+"""Bytes of weights up to which threads=None is one thread (docs/decisions.md, 2026-11-22)."""
+
 
 class Session:
     """A context over a model: what it has read so far, and the memory for that.
@@ -35,7 +38,8 @@ class Session:
         n_seq_max: sequences in the context.
         type_k, type_v: quant types of the KV cache.
         flash_attn: True, False, or "auto".
-        threads: how many to use; None means all cores available to the process.
+        threads: how many to use; None means all cores available to the process, and one for a
+            model below 32 MiB, whose threads would wait for each other more than they compute.
 
     Raises:
         InputError: a setting is out of range.
@@ -50,9 +54,10 @@ class Session:
 
     Example:
         >>> import phiggml as pg
-        >>> with pg.Session(getfixture("nano_f16")) as session:
-        ...     session.eval([1, 2, 3]).shape == (session.model.n_vocab,)
-        True
+        >>> with pg.Session("phi3-nano.gguf") as session:
+        ...     session.chat([{"role": "user", "content": "What is GGUF?"}], max_tokens=7,
+        ...                  sampling=pg.Sampling(temperature=0)).text
+        'GGUF is the file format of'
     """
 
     def __init__(
@@ -73,7 +78,6 @@ class Session:
         settings.type_k = QuantType(type_k).id
         settings.type_v = QuantType(type_v).id
         settings.flash_attn = _flash(flash_attn)
-        settings.threads = thread_count(threads, "session")
         if n_ctx is not None:
             settings.n_ctx = _positive("n_ctx", n_ctx)
         self._owned = None if isinstance(model, Model) else Model(model)
@@ -81,6 +85,7 @@ class Session:
         self._use = 0
         try:
             core_model = self._model._open()
+            settings.threads = _threads(threads, core_model.n_bytes)
             if n_ctx is None:
                 settings.n_ctx = max(1, min(core_model.n_ctx_train, DEFAULT_CONTEXT))
             self._core = _core.session.Session(core_model, settings)
@@ -315,6 +320,12 @@ class Session:
             and bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
             and self._model._open().is_control(token)
         )
+
+
+def _threads(threads: int | None, n_bytes: int) -> int:
+    if threads is None and n_bytes < SMALL_MODEL:
+        return 1
+    return thread_count(threads, "session")
 
 
 def _positive(name: str, value: Any) -> int:
