@@ -46,15 +46,23 @@ void check(std::int32_t status, const LogMark & mark) {
         case 2: throw Cancelled();
         default:
             throw Error(ErrorKind::session,
-                        "eval: decoding failed: " + mark.last_error() + " See the \"phiggml\" log at level DEBUG.");
+                        "eval: decoding failed: " + mark.first_error() + " See the \"phiggml\" log at level DEBUG.");
     }
 }
 
 }  // namespace
 
+void forget_from(llama_context * context, std::int32_t sequence, std::int32_t position) {
+    const llama_memory_t memory = llama_get_memory(context);
+    if (!llama_memory_seq_rm(memory, sequence, position, -1)) {
+        llama_memory_seq_rm(memory, sequence, -1, -1);
+    }
+}
+
 void decode_in_batches(llama_context * context, const BatchRequest & request, const TakeLogits & take) {
     const std::size_t n = request.tokens.size();
-    const std::size_t n_batch = std::min<std::size_t>(llama_n_batch(context), n);
+    // Upstream cuts larger ones up itself, and asserts that it need not where attention looks ahead.
+    const std::size_t n_batch = std::min<std::size_t>(llama_n_ubatch(context), n);
     Batch batch(std::max<std::size_t>(n_batch, 1));
     try {
         for (std::size_t begin = 0; begin < n; begin += n_batch) {
@@ -68,11 +76,15 @@ void decode_in_batches(llama_context * context, const BatchRequest & request, co
             check(llama_decode(context, batch.get()), mark);
             const std::size_t n_rows = request.all_logits ? end - begin : (end == n ? 1 : 0);
             if (n_rows > 0) {
-                take(llama_get_logits(context), n_rows);
+                const float * logits = llama_get_logits(context);
+                if (logits == nullptr) {
+                    throw Error(ErrorKind::unsupported, "eval: this model gives no logits.");
+                }
+                take(logits, n_rows);
             }
         }
     } catch (...) {
-        llama_memory_seq_rm(llama_get_memory(context), request.sequence, request.first_position, -1);
+        forget_from(context, request.sequence, request.first_position);
         throw;
     }
 }

@@ -19,8 +19,12 @@ struct BatchRequest {
 // Called after each batch with its logits, float32[n_rows, n_vocab], which the next batch overwrites.
 using TakeLogits = std::function<void(const float * logits, std::size_t n_rows)>;
 
-// Throws Error::session when decoding fails and Cancelled when the context's abort callback asked for it. Either way
-// the context's memory of the sequence ends where it did before.
+// Forgets what the sequence has from this position on; all of it where the model's memory (a recurrent state) cannot go
+// back.
+void forget_from(llama_context * context, std::int32_t sequence, std::int32_t position);
+
+// Throws Error::session when decoding fails and Cancelled when the context's abort callback asked for it, after
+// forget_from(first_position).
 void decode_in_batches(llama_context * context, const BatchRequest & request, const TakeLogits & take);
 
 }  // namespace phiggml

@@ -9,11 +9,15 @@
 #include <cstdint>
 #include <exception>
 #include <future>
+#include <memory>
 #include <string>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "error.h"
 #include "progress.h"
+#include "shutdown.h"
 
 namespace py = pybind11;
 
@@ -43,6 +47,11 @@ const T * contiguous_data(const py::array & array, const char * what) {
     return static_cast<const T *>(array.data());
 }
 
+inline std::vector<std::int32_t> token_vector(const py::array & tokens) {
+    const std::int32_t * data = contiguous_data<std::int32_t>(tokens, "tokens");
+    return std::vector<std::int32_t>(data, data + tokens.size());
+}
+
 template <typename T>
 T * writable_data(py::array & array, const char * what) {
     contiguous_data<T>(array, what);
@@ -52,10 +61,27 @@ T * writable_data(py::array & array, const char * what) {
     return static_cast<T *>(array.mutable_data());
 }
 
+// Lets go of the GIL and takes it back. pybind11's own lets a thread take it while the interpreter ends, and CPython
+// before 3.14 then ends the thread, which unwinds through C++ frames and aborts the process.
+class Released {
+public:
+    Released() : state_(PyEval_SaveThread()) {}
+    ~Released() {
+        const Inside inside;
+        PyEval_RestoreThread(state_);
+    }
+    Released(const Released &) = delete;
+    Released & operator=(const Released &) = delete;
+
+private:
+    PyThreadState * state_;
+};
+
 // Runs `work` once without the GIL, on this thread: for what ends within some tens of milliseconds.
 template <typename Work>
 auto call_released(Work && work) {
-    py::gil_scoped_release release;
+    const Released released;
+    const Inside inside;
     return work();
 }
 
@@ -63,16 +89,25 @@ auto call_released(Work && work) {
 // calls on_progress(done, total). Whatever those raise cancels the work, is raised once it has ended, and wins.
 template <typename Work>
 auto call_watched(Progress & progress, const py::object & on_progress, Work && work) -> std::invoke_result_t<Work> {
-    auto future = std::async(std::launch::async, std::forward<Work>(work));
+    std::unique_ptr<Inside> inside;
+    {
+        const Released released;
+        inside = std::make_unique<Inside>();
+    }
+    auto future = std::async(std::launch::async, [&work, inside = std::move(inside)]() mutable {
+        const std::unique_ptr<Inside> held = std::move(inside);
+        return work();
+    });
     std::exception_ptr interruption;
     std::uint64_t reported = UINT64_MAX;
     while (true) {
         std::future_status status;
         {
-            py::gil_scoped_release release;
+            const Released released;
             status = future.wait_for(std::chrono::milliseconds(20));
         }
         if (!interruption) {
+            const Inside in_python(Inside::Always::yes);
             try {
                 if (PyErr_CheckSignals() != 0) {
                     throw py::error_already_set();

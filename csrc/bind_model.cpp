@@ -10,11 +10,6 @@ std::shared_ptr<Model> load(const ModelSettings & settings, const py::object & o
     return call_watched(progress, on_progress, [&] { return std::make_shared<Model>(settings, progress); });
 }
 
-std::vector<std::int32_t> token_vector(const py::array & tokens) {
-    const std::int32_t * data = contiguous_data<std::int32_t>(tokens, "tokens");
-    return std::vector<std::int32_t>(data, data + tokens.size());
-}
-
 py::array_t<std::int32_t> tokenize(const Model & model, const std::string & text, bool add_special,
                                    bool parse_special) {
     const std::vector<std::int32_t> tokens =

@@ -19,6 +19,11 @@ std::vector<std::pair<int, py::str>> take_log_text() {
 
 void register_runtime(py::module_ & m) {
     capture_log();
+    watch_forks();
+    py::module_::import("atexit").attr("register")(py::cpp_function([] {
+        const Released released;
+        shut_down();
+    }));
     py::module_ sub = m.def_submodule("runtime", "Backends, devices and upstream's log.");
     py::class_<DeviceInfo>(sub, "DeviceInfo")
         .def_readonly("name", &DeviceInfo::name)

@@ -9,18 +9,21 @@ namespace {
 // Calls that read less than this from the weights end before anybody could press Ctrl-C; they stay on this thread.
 constexpr std::uint64_t watched_bytes = 1 << 28;
 
-std::vector<std::int32_t> token_vector(const py::array & tokens) {
-    const std::int32_t * data = contiguous_data<std::int32_t>(tokens, "tokens");
-    return std::vector<std::int32_t>(data, data + tokens.size());
-}
-
+// What ends in an exception leaves the context as it was, also where Ctrl-C came when the work was just done.
 template <typename Work>
-auto call(const Session & session, std::size_t n_tokens, Work && work) {
+auto call(Session & session, std::size_t n_tokens, Work && work) {
+    const Session::Use use(session);
+    const std::size_t n_before = session.n_tokens();
     Progress progress;
-    if (session.bytes_per_token() * n_tokens < watched_bytes) {
-        return call_released([&] { return work(progress); });
+    try {
+        if (session.bytes_per_token() * n_tokens < watched_bytes) {
+            return call_released([&] { return work(progress); });
+        }
+        return call_watched(progress, py::none(), [&] { return work(progress); });
+    } catch (...) {
+        session.truncate(n_before);
+        throw;
     }
-    return call_watched(progress, py::none(), [&] { return work(progress); });
 }
 
 // Hands a vector's memory to numpy, which frees it.

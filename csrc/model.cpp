@@ -1,12 +1,15 @@
 #include "model.h"
 
 #include <algorithm>
+#include <cctype>
 #include <limits>
+#include <regex>
 
 #include "error.h"
 #include "ggml-backend.h"
 #include "llama.h"
 #include "runtime.h"
+#include "threads.h"
 #include "upstream/llama_model.h"
 
 namespace phiggml {
@@ -38,6 +41,24 @@ llama_split_mode split_mode_named(const std::string & name) {
     throw Error(ErrorKind::input, "load: split_mode \"" + name + "\" is unknown. Known: none, layer, row.");
 }
 
+// Upstream compiles it too, for each tensor, and stops the load without naming it where that fails.
+void check_expression(const std::string & pattern) {
+    std::string fault;
+    try {
+        const std::regex expression(pattern);
+        if (pattern.find('\0') != std::string::npos) {
+            fault = "it holds NUL";
+        }
+    } catch (const std::regex_error & failure) {
+        fault = failure.what();
+    }
+    if (!fault.empty()) {
+        throw Error(ErrorKind::input, "load: tensor_overrides: '" + pattern +
+                                          "': llama.cpp cannot take this expression (" + fault +
+                                          "). Write it in plainer terms.");
+    }
+}
+
 // Upstream's parameters with the arrays that they point into.
 struct LoadParameters {
     explicit LoadParameters(const ModelSettings & settings) : split(settings.tensor_split) {
@@ -46,6 +67,7 @@ struct LoadParameters {
         }
         devices.push_back(nullptr);
         for (const auto & [pattern, name] : settings.tensor_overrides) {
+            check_expression(pattern);
             overrides.push_back({pattern.c_str(), ggml_backend_dev_buffer_type(device_named(name))});
         }
         overrides.push_back({nullptr, nullptr});
@@ -78,16 +100,44 @@ struct LoadParameters {
 extern "C" bool report_loading(float share, void * user_data) {
     auto * progress = static_cast<Progress *>(user_data);
     progress->done = static_cast<std::uint64_t>(share * 1000);
-    return !progress->cancelled;
+    return !progress->stopped();
+}
+
+// Many a BPE vocabulary is applied with std::regex, which takes a third of a kilobyte of stack for each character of a
+// match (GCC 12; docs/decisions.md). A match is at most one run of white space and one of anything else.
+std::size_t stack_for(const llama_vocab * vocabulary, const std::string & text) {
+    constexpr std::size_t base = 4 << 20, bytes_each = 2048, shallow = 1000, longest = 1 << 20;
+    if (llama_vocab_type(vocabulary) != LLAMA_VOCAB_TYPE_BPE) {
+        return 0;
+    }
+    std::size_t greatest = 0;
+    for (std::size_t begin = 0, i = 0; i < text.size(); ++i) {
+        const bool changes = (std::isspace(static_cast<unsigned char>(text[i])) == 0) !=
+                             (std::isspace(static_cast<unsigned char>(text[begin])) == 0);
+        begin = changes ? i : begin;
+        greatest = std::max(greatest, i - begin + 1);
+    }
+    if (greatest > longest) {
+        throw Error(ErrorKind::input, "tokenize: the text has " + std::to_string(greatest) +
+                                          " bytes of white space, or without any, on end; this vocabulary takes 2^20. "
+                                          "Split the text.");
+    }
+    return greatest < shallow ? 0 : base + greatest * bytes_each;
+}
+
+// Upstream asserts that there is one.
+void check_vocabulary(const llama_vocab * vocabulary, const char * operation) {
+    if (llama_vocab_type(vocabulary) == LLAMA_VOCAB_TYPE_NONE) {
+        throw Error(ErrorKind::unsupported,
+                    std::string(operation) + ": this model has no vocabulary. Use eval with token ids.");
+    }
 }
 
 // Upstream asserts that a token which it is to add exists.
 void check_special_tokens(const llama_vocab * vocabulary, bool add_special) {
     const bool no_bos = llama_vocab_get_add_bos(vocabulary) && llama_vocab_bos(vocabulary) == LLAMA_TOKEN_NULL;
     const bool no_eos = llama_vocab_get_add_eos(vocabulary) && llama_vocab_eos(vocabulary) == LLAMA_TOKEN_NULL;
-    if (llama_vocab_type(vocabulary) == LLAMA_VOCAB_TYPE_NONE) {
-        throw Error(ErrorKind::unsupported, "tokenize: this model has no vocabulary. Pass token ids.");
-    }
+    check_vocabulary(vocabulary, "tokenize");
     if (add_special && (no_bos || no_eos)) {
         throw Error::format(
             "tokenize: the model says that a BOS or EOS token is added but names none. Pass "
@@ -109,10 +159,10 @@ Model::Model(const ModelSettings & settings, Progress & progress) {
     const LogMark mark;
     model_.reset(llama_model_load_from_file(settings.path.c_str(), load.parameters));
     if (!model_) {
-        if (progress.cancelled) {
+        if (progress.stopped()) {
             throw Cancelled();
         }
-        throw Error::format("load: llama.cpp refuses this model: " + mark.last_error() +
+        throw Error::format("load: llama.cpp refuses this model: " + mark.first_error() +
                             " Convert the checkpoint anew, or see the \"phiggml\" log at level DEBUG.")
             .with_path(settings.path);
     }
@@ -131,15 +181,26 @@ std::vector<std::int32_t> Model::tokenize(const std::string & text, bool add_spe
         try {
             return llama_tokenize(vocabulary, text.data(), size, tokens.data(),
                                   static_cast<std::int32_t>(tokens.size()), add_special, parse_special);
+        } catch (const std::bad_alloc &) {
+            throw;
         } catch (const std::exception & failure) {
             throw Error::format(std::string("tokenize: the model's vocabulary is incomplete: ") + failure.what() +
                                 ". Convert the checkpoint anew.");
         }
     };
-    std::int32_t n = fill();
-    if (n < 0 && n != std::numeric_limits<std::int32_t>::min()) {
-        tokens.resize(static_cast<std::size_t>(-n));
+    std::int32_t n = 0;
+    const auto work = [&] {
         n = fill();
+        if (n < 0 && n != std::numeric_limits<std::int32_t>::min()) {
+            tokens.resize(static_cast<std::size_t>(-n));
+            n = fill();
+        }
+    };
+    const std::size_t stack = stack_for(vocabulary, text);
+    if (stack > 0) {
+        run_on_stack(stack, work);
+    } else {
+        work();
     }
     if (n < 0) {
         throw Error(ErrorKind::input, "tokenize: the text has too many tokens to count. Split it.");
@@ -151,12 +212,18 @@ std::vector<std::int32_t> Model::tokenize(const std::string & text, bool add_spe
 std::string Model::detokenize(const std::vector<std::int32_t> & tokens, bool special) const {
     const llama_vocab * vocabulary = llama_model_get_vocab(model_.get());
     const int n_vocab = llama_vocab_n_tokens(vocabulary);
+    constexpr std::size_t most_tokens = 1 << 24;  // upstream counts bytes in 32 bits
+    if (tokens.size() > most_tokens) {
+        throw Error(ErrorKind::input, "detokenize: there are " + std::to_string(tokens.size()) +
+                                          " tokens; at most 2^24 are taken at once. Split them.");
+    }
     for (const std::int32_t token : tokens) {
         if (token < 0 || token >= n_vocab) {
             throw Error(ErrorKind::input, "detokenize: token " + std::to_string(token) +
                                               " is not in the vocabulary of " + std::to_string(n_vocab) + ".");
         }
     }
+    check_vocabulary(vocabulary, "detokenize");
     std::string text(tokens.size() * 8 + 16, '\0');
     const auto fill = [&] {
         return llama_detokenize(vocabulary, tokens.data(), static_cast<std::int32_t>(tokens.size()), text.data(),
@@ -173,6 +240,7 @@ std::string Model::detokenize(const std::vector<std::int32_t> & tokens, bool spe
 
 std::string Model::piece(std::int32_t token, bool special) const {
     const llama_vocab * vocabulary = llama_model_get_vocab(model_.get());
+    check_vocabulary(vocabulary, "detokenize");
     std::string text(64, '\0');
     std::int32_t n =
         llama_token_to_piece(vocabulary, token, text.data(), static_cast<std::int32_t>(text.size()), 0, special);
@@ -189,7 +257,8 @@ bool Model::is_end_of_generation(std::int32_t token) const {
 }
 
 bool Model::is_control(std::int32_t token) const {
-    return llama_vocab_is_control(llama_model_get_vocab(model_.get()), token);
+    const llama_vocab * vocabulary = llama_model_get_vocab(model_.get());
+    return llama_vocab_type(vocabulary) != LLAMA_VOCAB_TYPE_NONE && llama_vocab_is_control(vocabulary, token);
 }
 
 int Model::n_vocab() const {
@@ -212,6 +281,16 @@ std::uint64_t Model::n_bytes() const {
 }
 bool Model::has_decoder() const {
     return llama_model_has_decoder(model_.get()) && !llama_model_has_encoder(model_.get());
+}
+
+bool Model::looks_ahead() const {
+    const auto metadata = [this](const std::string & key) {
+        std::string value(128, '\0');
+        const std::int32_t n = llama_model_meta_val_str(model_.get(), key.c_str(), value.data(), value.size());
+        value.resize(static_cast<std::size_t>(std::clamp(n, 0, 127)));
+        return value;
+    };
+    return metadata(metadata("general.architecture") + ".attention.causal") == "false";
 }
 
 std::string Model::description() const {

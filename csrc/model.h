@@ -44,6 +44,7 @@ public:
     std::uint64_t n_params() const;
     std::uint64_t n_bytes() const;
     bool has_decoder() const;
+    bool looks_ahead() const;  // attention is not causal
     std::string description() const;
     std::vector<std::pair<std::string, std::string>> placement() const;
 

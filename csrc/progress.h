@@ -4,15 +4,19 @@
 #include <atomic>
 #include <cstdint>
 
+#include "shutdown.h"
+
 namespace phiggml {
 
 struct Progress {
     std::atomic<std::uint64_t> done{0};
     std::atomic<std::uint64_t> total{0};
     std::atomic<bool> cancelled{false};
+
+    bool stopped() const { return cancelled || shutting_down(); }
 };
 
-// Thrown by a job that saw `cancelled`; never leaves bind.h, which raises what asked for the stop.
+// Thrown by a job that was stopped; never leaves bind.h, which raises what asked for the stop.
 struct Cancelled {};
 
 }  // namespace phiggml

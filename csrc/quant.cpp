@@ -71,7 +71,7 @@ public:
     void await(int type, const Progress & progress) {
         begin(type);
         while (!done(type)) {
-            if (progress.cancelled) {
+            if (progress.stopped()) {
                 throw Cancelled();
             }
             std::this_thread::sleep_for(std::chrono::milliseconds(1));

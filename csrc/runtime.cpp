@@ -1,6 +1,9 @@
 #include "runtime.h"
 
+#include <pthread.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cctype>
 #include <deque>
 #include <filesystem>
@@ -42,14 +45,12 @@ public:
         return n_added_;
     }
 
-    std::string last_error_since(std::uint64_t position) {
+    std::string first_error_since(std::uint64_t position) {
         const std::lock_guard<std::mutex> lock(mutex_);
-        for (auto record = records_.rbegin(); record != records_.rend() && n_added_ > position; ++record, ++position) {
-            if (record->level >= 40) {
-                return record->text;
-            }
-        }
-        return "";
+        const auto n_new = static_cast<std::size_t>(std::min<std::uint64_t>(n_added_ - position, records_.size()));
+        const auto is_error = [](const LogRecord & record) { return record.level >= 40; };
+        const auto found = std::find_if(records_.end() - static_cast<std::ptrdiff_t>(n_new), records_.end(), is_error);
+        return found == records_.end() ? "" : found->text;
     }
 
 private:
@@ -69,9 +70,19 @@ private:
     std::uint64_t n_added_ = 0;
 };
 
+// Never destroyed: it outlives every static destructor that may still log.
+std::atomic<LogRing *> & current_ring() {
+    static std::atomic<LogRing *> ring{new LogRing};
+    return ring;
+}
+
 LogRing & log_ring() {
-    static auto * ring = new LogRing;  // outlives every static destructor that may still log
-    return *ring;
+    return *current_ring();
+}
+
+// Another thread of the parent may have been writing: its lock would never be released in the child.
+extern "C" void renew_ring() {
+    current_ring() = new LogRing;
 }
 
 extern "C" void add_to_ring(ggml_log_level level, const char * text, void *) {
@@ -138,6 +149,7 @@ void load_cpu(const std::filesystem::path & folder, const std::string & variant)
 }  // namespace
 
 void capture_log() {
+    pthread_atfork(nullptr, nullptr, renew_ring);
     ggml_log_set(add_to_ring, nullptr);
     llama_log_set(add_to_ring, nullptr);
 }
@@ -148,8 +160,8 @@ std::vector<LogRecord> take_log() {
 
 LogMark::LogMark() : position_(log_ring().position()) {}
 
-std::string LogMark::last_error() const {
-    std::string text = log_ring().last_error_since(position_);
+std::string LogMark::first_error() const {
+    std::string text = log_ring().first_error_since(position_);
     while (!text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) {
         text.pop_back();
     }

@@ -32,14 +32,15 @@ std::vector<LogRecord> take_log();
 class LogMark {
 public:
     LogMark();
-    std::string last_error() const;  // a sentence
+    std::string first_error() const;  // a sentence; what follows a first error mostly repeats it
 
 private:
     std::uint64_t position_;
 };
 
 // Loads the CPU module and every other backend module in `folder`, once; later calls do nothing. `cpu_variant`
-// names one CPU module ("haswell"), or is empty to let upstream choose. Nothing outside `folder` is looked at.
+// names one CPU module ("haswell"), or is empty to let upstream choose. Nothing outside `folder` is
+// looked at, unless upstream's own GGML_BACKEND_PATH names a module.
 void load_backends(const std::string & folder, const std::string & cpu_variant);
 
 std::vector<DeviceInfo> list_devices();

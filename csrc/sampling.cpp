@@ -1,5 +1,6 @@
 #include "sampling.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -59,7 +60,8 @@ Sampler::Sampler(const SamplingSettings & settings, std::int32_t n_vocab) {
     if (settings.min_p > 0) {
         add(llama_sampler_init_min_p(settings.min_p, 1));
     }
-    add(llama_sampler_init_temp(settings.temperature));
+    constexpr float least_temperature = 1e-10F;  // logits divided by less overflow
+    add(llama_sampler_init_temp(std::max(settings.temperature, least_temperature)));
     add(llama_sampler_init_dist(settings.seed));
 }
 

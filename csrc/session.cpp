@@ -1,6 +1,7 @@
 #include "session.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "batch.h"
@@ -10,6 +11,8 @@
 #include "llama.h"
 #include "quant.h"
 #include "runtime.h"
+#include "shutdown.h"
+#include "threads.h"
 
 namespace phiggml {
 
@@ -60,7 +63,9 @@ void check_cache_type(int type, const char * name, const Model & model) {
 
 // A cache that the machine cannot hold would end the process when it is filled, not when it is asked for.
 void check_cache_size(const SessionSettings & s, const Model & model) {
-    const double numbers = static_cast<double>(s.n_ctx) * static_cast<double>(s.n_seq_max) * model.n_layer() *
+    constexpr std::int64_t granularity = 256;  // upstream rounds each sequence's part up to it
+    const std::int64_t n_cells = (s.n_ctx + granularity - 1) / granularity * granularity * s.n_seq_max;
+    const double numbers = static_cast<double>(n_cells) * model.n_layer() *
                            static_cast<double>(head_size(model) * llama_model_n_head_kv(model.handle()));
     const auto bytes_each = [](int type) {
         return static_cast<double>(block_bytes(type)) / static_cast<double>(block_size(type));
@@ -96,7 +101,7 @@ void check(const SessionSettings & s, const Model & model) {
     check_cache_type(s.type_v, "type_v", model);
     require(block_size(s.type_v) == 1 || s.flash_attn != false,
             "type_v: a quantized V cache needs flash attention. Leave flash_attn at \"auto\" or True, or choose F16.");
-    if (!model.has_decoder()) {
+    if (!model.has_decoder() || model.looks_ahead()) {
         throw Error(ErrorKind::unsupported,
                     "session: this model does not generate text; phiggml runs decoder models only.");
     }
@@ -105,31 +110,29 @@ void check(const SessionSettings & s, const Model & model) {
 
 extern "C" bool is_cancelled(void * user_data) {
     const Progress * progress = static_cast<std::atomic<Progress *> *>(user_data)->load();
-    return progress != nullptr && progress->cancelled;
+    return progress != nullptr && progress->stopped();
 }
 
 }  // namespace
 
-class Session::Use {
-public:
-    explicit Use(const Session & session) : session_(session) {
-        if (session_.in_use_.exchange(true)) {
-            throw Error(
-                ErrorKind::session,
-                "session: another thread is using it. Give each thread a Session of its own; they share the Model.");
-        }
-        if (session_.closed()) {
-            session_.in_use_ = false;
-            throw Error(ErrorKind::session, "session: it is closed. Make a new one from the Model.");
-        }
+Session::Use::Use(const Session & session) : session_(session) {
+    if (session_.in_use_.exchange(true)) {
+        throw Error(
+            ErrorKind::session,
+            "session: another thread is using it. Give each thread a Session of its own; they share the Model.");
     }
-    ~Use() { session_.in_use_ = false; }
-    Use(const Use &) = delete;
-    Use & operator=(const Use &) = delete;
+    if (session_.closed() || session_.lost_threads()) {
+        session_.in_use_ = false;
+        throw Error(ErrorKind::session,
+                    session_.closed() ? "session: it is closed. Make a new one from the Model."
+                                      : "session: it was made before this process was forked off, and its threads are "
+                                        "not here. Make a new one from the Model.");
+    }
+}
 
-private:
-    const Session & session_;
-};
+Session::Use::~Use() {
+    session_.in_use_ = false;
+}
 
 void Session::FreeContext::operator()(llama_context * context) const {
     llama_free(context);
@@ -140,11 +143,13 @@ void Session::FreeThreadpool::operator()(ggml_threadpool * pool) const {
 }
 
 Session::Session(std::shared_ptr<const Model> model, const SessionSettings & settings)
-    : model_(std::move(model)), settings_(settings), n_bytes_(model_->n_bytes()) {
+    : model_(std::move(model)), settings_(settings), n_bytes_(model_->n_bytes()), generation_(fork_generation()) {
     check(settings_, *model_);
     llama_context_params parameters = llama_context_default_params();
     parameters.n_ctx = static_cast<std::uint32_t>(settings_.n_ctx * settings_.n_seq_max);
-    parameters.n_batch = static_cast<std::uint32_t>(std::min(settings_.n_batch, settings_.n_ctx));
+    // Upstream asserts that a batch has room for a token of each sequence.
+    const std::int64_t n_batch = std::max(std::min(settings_.n_batch, settings_.n_ctx), settings_.n_seq_max);
+    parameters.n_batch = static_cast<std::uint32_t>(n_batch);
     parameters.n_ubatch = std::min<std::uint32_t>(parameters.n_batch, 512);
     parameters.n_seq_max = static_cast<std::uint32_t>(settings_.n_seq_max);
     parameters.n_threads = settings_.threads;
@@ -161,20 +166,40 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings & set
     context_.reset(llama_init_from_model(model_->handle(), parameters));
     if (!context_) {
         throw Error(ErrorKind::session, "session: llama.cpp could not make a context of " +
-                                            std::to_string(settings_.n_ctx) + " tokens: " + mark.last_error() +
+                                            std::to_string(settings_.n_ctx) + " tokens: " + mark.first_error() +
                                             " Try a smaller n_ctx or n_batch.");
+    }
+    if (llama_get_memory(context_.get()) == nullptr) {
+        throw Error(ErrorKind::unsupported,
+                    "session: this model reads texts as a whole and writes none; phiggml runs decoder models only.");
     }
     attach_threadpool();
 }
 
 Session::~Session() {
+    free();
+}
+
+void Session::free() {
     context_.reset();
+    if (lost_threads()) {
+        static_cast<void>(threadpool_.release());  // freeing it would wait for its threads
+    }
+    threadpool_.reset();
+}
+
+bool Session::lost_threads() const {
+    return threadpool_ != nullptr && generation_ != fork_generation();
 }
 
 void Session::attach_threadpool() {
     // Without a pool of its own ggml would start threads anew for every graph.
     if (settings_.threads == 1) {
         return;
+    }
+    if (!threads_start(settings_.threads - 1)) {  // ggml asserts that they do
+        throw Error(ErrorKind::session, "session: the system does not let this process start " +
+                                            std::to_string(settings_.threads - 1) + " threads. Choose fewer.");
     }
     ggml_threadpool_params parameters = ggml_threadpool_params_default(settings_.threads);
     threadpool_.reset(cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new")(&parameters));
@@ -197,10 +222,14 @@ void Session::decode(const std::vector<std::int32_t> & tokens, bool all_logits, 
     }
     const auto n_total = static_cast<std::int64_t>(tokens_.size() + tokens.size());
     if (n_total > settings_.n_ctx) {
-        throw Error(ErrorKind::session, "eval: " + std::to_string(tokens_.size()) + " tokens and " +
-                                            std::to_string(tokens.size()) +
-                                            " more do not fit into n_ctx = " + std::to_string(settings_.n_ctx) +
-                                            ". Reset the session, or make one of a larger n_ctx.");
+        const std::string offered = std::to_string(tokens.size()), most = std::to_string(settings_.n_ctx);
+        if (tokens_.empty()) {
+            throw Error(ErrorKind::session, "eval: " + offered + " tokens do not fit into n_ctx = " + most +
+                                                ". Make a session with a larger n_ctx.");
+        }
+        throw Error(ErrorKind::session, "eval: the context holds " + std::to_string(tokens_.size()) +
+                                            " of n_ctx = " + most + " tokens: there is no room for " + offered +
+                                            " more. Reset the session, or make one with a larger n_ctx.");
     }
     progress.total = tokens.size();
     progress_ = &progress;
@@ -212,17 +241,28 @@ void Session::decode(const std::vector<std::int32_t> & tokens, bool all_logits, 
                 out->insert(out->end(), logits, logits + n_rows * static_cast<std::size_t>(n_vocab));
             }
         });
+        tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
     } catch (...) {
         progress_ = nullptr;
+        truncate(tokens_.size());
         throw;
     }
     progress_ = nullptr;
-    tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
     has_logits_ = true;
 }
 
+void Session::truncate(std::size_t n_tokens) {
+    if (n_tokens < tokens_.size()) {
+        tokens_.resize(n_tokens);
+        has_logits_ = false;
+    }
+    forget_from(context_.get(), 0, static_cast<std::int32_t>(tokens_.size()));
+    if (llama_memory_seq_pos_max(llama_get_memory(context_.get()), 0) < 0) {
+        tokens_.clear();
+    }
+}
+
 std::vector<float> Session::eval(const std::vector<std::int32_t> & tokens, bool all_logits, Progress & progress) {
-    const Use use(*this);
     std::vector<float> logits;
     logits.reserve((all_logits ? tokens.size() : 1) * static_cast<std::size_t>(model_->n_vocab()));
     decode(tokens, all_logits, progress, &logits);
@@ -230,7 +270,6 @@ std::vector<float> Session::eval(const std::vector<std::int32_t> & tokens, bool 
 }
 
 void Session::prefill(const std::vector<std::int32_t> & tokens, Progress & progress) {
-    const Use use(*this);
     decode(tokens, false, progress, nullptr);
 }
 
@@ -238,6 +277,12 @@ std::int32_t Session::sample(Sampler & sampler) {
     const Use use(*this);
     if (!has_logits_) {
         throw Error(ErrorKind::session, "sample: there are no logits yet. Evaluate a token first.");
+    }
+    // Upstream sorts them, which takes numbers that have an order.
+    const float * logits = llama_get_logits_ith(context_.get(), -1);
+    if (logits == nullptr || std::any_of(logits, logits + model_->n_vocab(), [](float x) { return !(x < INFINITY); })) {
+        throw Error(ErrorKind::session,
+                    "sample: the model's logits are not finite: its weights are damaged. Convert the checkpoint anew.");
     }
     return sampler.sample(context_.get());
 }
@@ -253,9 +298,11 @@ void Session::close() {
     if (closed()) {
         return;
     }
-    const Use use(*this);
-    context_.reset();
-    threadpool_.reset();
+    std::optional<Use> use;
+    if (!lost_threads()) {
+        use.emplace(*this);
+    }
+    free();
     model_.reset();
     tokens_.clear();
 }

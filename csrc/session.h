@@ -34,11 +34,26 @@ public:
     Session(const Session &) = delete;
     Session & operator=(const Session &) = delete;
 
+    // That one thread is inside. Whoever calls eval, prefill or truncate holds one; the others make their own.
+    class Use {
+    public:
+        explicit Use(const Session & session);
+        ~Use();
+        Use(const Use &) = delete;
+        Use & operator=(const Use &) = delete;
+
+    private:
+        const Session & session_;
+    };
+
     // Appends tokens to the context and returns float32[n, n_vocab] (all) or float32[1, n_vocab].
     std::vector<float> eval(const std::vector<std::int32_t> & tokens, bool all_logits, Progress & progress);
 
     // Appends tokens and keeps the last one's logits for sample().
     void prefill(const std::vector<std::int32_t> & tokens, Progress & progress);
+
+    // Forgets the tokens after the first n_tokens; all where the model's memory cannot go back.
+    void truncate(std::size_t n_tokens);
 
     // Chooses a token from the last logits; does not append it.
     std::int32_t sample(Sampler & sampler);
@@ -49,16 +64,17 @@ public:
     bool closed() const { return context_ == nullptr; }
     std::int64_t n_ctx() const { return settings_.n_ctx; }
     std::vector<std::int32_t> tokens() const;
+    std::size_t n_tokens() const { return tokens_.size(); }
 
     // What one token costs to decode, in bytes of weights to be read.
     std::uint64_t bytes_per_token() const { return n_bytes_; }
 
 private:
-    class Use;  // that one thread is inside
-
     void decode(const std::vector<std::int32_t> & tokens, bool all_logits, Progress & progress,
                 std::vector<float> * out);
     void attach_threadpool();
+    void free();
+    bool lost_threads() const;  // by a fork
 
     struct FreeContext {
         void operator()(llama_context * context) const;
@@ -70,6 +86,7 @@ private:
     std::shared_ptr<const Model> model_;
     SessionSettings settings_;
     std::uint64_t n_bytes_;
+    std::uint64_t generation_;                                     // of the process
     std::unique_ptr<ggml_threadpool, FreeThreadpool> threadpool_;  // outlives the context that it is attached to
     std::unique_ptr<llama_context, FreeContext> context_;
     std::vector<std::int32_t> tokens_;

@@ -1,12 +1,34 @@
 #include "threads.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <exception>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
 namespace phiggml {
+
+namespace {
+
+struct StackJob {
+    const std::function<void()> & work;
+    std::exception_ptr failure;
+};
+
+extern "C" void * run_job(void * pointer) {
+    auto & job = *static_cast<StackJob *>(pointer);
+    try {
+        job.work();
+    } catch (...) {
+        job.failure = std::current_exception();
+    }
+    return nullptr;
+}
+
+}  // namespace
 
 void share_pieces(std::uint64_t n_pieces, int n_threads, const Progress & progress,
                   const std::function<void(std::uint64_t)> & piece) {
@@ -16,7 +38,7 @@ void share_pieces(std::uint64_t n_pieces, int n_threads, const Progress & progre
     const auto work = [&] {
         try {
             for (std::uint64_t index = next++; index < n_pieces; index = next++) {
-                if (progress.cancelled) {
+                if (progress.stopped()) {
                     throw Cancelled();
                 }
                 piece(index);
@@ -35,7 +57,7 @@ void share_pieces(std::uint64_t n_pieces, int n_threads, const Progress & progre
         for (std::uint64_t i = 1; i < n_extra; ++i) {
             threads.emplace_back(work);
         }
-    } catch (const std::system_error &) {  // the system has no more threads: those that started do the work
+    } catch (const std::exception &) {  // the system has no more threads: those that started do the work
     }
     work();
     for (std::thread & thread : threads) {
@@ -43,6 +65,43 @@ void share_pieces(std::uint64_t n_pieces, int n_threads, const Progress & progre
     }
     if (failure) {
         std::rethrow_exception(failure);
+    }
+}
+
+bool threads_start(int n_threads) {
+    std::mutex held;
+    std::vector<std::thread> threads;
+    bool started = true;
+    {
+        const std::lock_guard<std::mutex> lock(held);  // none ends before all have begun
+        try {
+            for (int i = 0; i < n_threads; ++i) {
+                threads.emplace_back([&] { const std::lock_guard<std::mutex> wait(held); });
+            }
+        } catch (const std::exception &) {
+            started = false;
+        }
+    }
+    for (std::thread & thread : threads) {
+        thread.join();
+    }
+    return started;
+}
+
+void run_on_stack(std::size_t stack_bytes, const std::function<void()> & work) {
+    StackJob job{work, nullptr};
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_t thread;
+    const bool started = pthread_attr_setstacksize(&attributes, stack_bytes) == 0 &&
+                         pthread_create(&thread, &attributes, run_job, &job) == 0;
+    pthread_attr_destroy(&attributes);
+    if (!started) {
+        throw std::bad_alloc();
+    }
+    pthread_join(thread, nullptr);
+    if (job.failure) {
+        std::rethrow_exception(job.failure);
     }
 }
 

@@ -27,6 +27,13 @@ def _context(**settings: Any) -> Call:
     return call
 
 
+def _loaded(**settings: Any) -> Call:
+    def call(_model: pg.Model, _session: pg.Session) -> None:
+        pg.Model(sys.argv[1], **settings).close()
+
+    return call
+
+
 def _sampled(**settings: Any) -> Call:
     def call(_model: pg.Model, session: pg.Session) -> None:
         session.generate("The dog", max_tokens=2, sampling=pg.Sampling(**settings))
@@ -120,7 +127,34 @@ CASES: dict[str, Case] = {
     },
     "chat without messages": (lambda _m, s: s.chat([]), INPUT),
     "chat with a wrong message": (lambda _m, s: s.chat([{"role": "user"}]), INPUT),
+    **{
+        f"tensor_overrides={value!r:.40}": (_loaded(tensor_overrides=[value]), INPUT)
+        for value in (
+            ("(?i)ffn", "CPU"),
+            ("\0ffn", "CPU"),
+            ("\udcff", "CPU"),
+            ("a{0,90000}", "CPU"),
+            ("(.*){0,9000}x", "CPU"),
+            ("(" * 5000 + ")" * 5000, "CPU"),
+            ("a{99999999999999}", "CPU"),
+            (b"ffn", "CPU"),
+            ("ffn", 5),
+            ("ffn",),
+            "ffn",
+        )
+    },
+    **{f"split_mode={value!r}": (_loaded(split_mode=value), INPUT) for value in (None, "", 5)},
+    **{
+        f"tensor_split={value!r}": (_loaded(tensor_split=value), INPUT)
+        for value in (["a"], 5, [math.nan], [None])
+    },
+    "many tokens, all logits": (_evaluated([5] * 10**6, logits="all"), SESSION),
     # These are odd, and harmless.
+    "more sequences than tokens": (_context(n_ctx=1, n_seq_max=256), ()),
+    "more sequences than a batch": (_context(n_ctx=7, n_batch=3, n_seq_max=255), ()),
+    "split_mode='none'": (_loaded(split_mode="none"), ()),
+    "penalties over all tokens": (_sampled(repeat_penalty=1.1, penalty_last_n=2**31 - 1), ()),
+    "tiniest temperature": (_sampled(temperature=1e-44), ()),
     "n_ctx=1": (_context(n_ctx=1), ()),
     "threads=8": (_context(n_ctx=64, threads=8), ()),
     "NUL in the prompt": (_generated("a\x00b"), ()),

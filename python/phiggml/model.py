@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,15 @@ from phiggml.runtime import Device, devices, forward_log, logger
 
 __all__ = ["Model"]
 
+MOST_STATES = 4096
+"""Of a tensor override's expression: std::regex recurses per state; thousands take hours."""
+
+MOST_LAYERS = 512
+"""Upstream's own ceiling (LLAMA_MAX_LAYERS), beyond which it asserts."""
+
+_NO_WEIGHTS = ("F64", "I8", "I16", "I32", "I64", "Q8_1", "Q8_K")
+"""Types of tensors with which the CPU's products end the process."""
+
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
@@ -29,7 +39,7 @@ class Model:
     Args:
         path: the GGUF file (the first part of a split one).
         n_gpu_layers: how many layers to hold on the devices, "all", or "auto": as many as fit
-            into the free memory of the GPUs, none without a GPU.
+            into three quarters of the free memory of the GPUs, none without a GPU.
         devices: names from `phiggml.devices()` to offload to; None means all GPUs.
         tensor_split: the share of each of those devices; None divides by free memory.
         split_mode: "layer", "row", or "none" for the first device alone.
@@ -53,7 +63,7 @@ class Model:
 
     Example:
         >>> import phiggml as pg
-        >>> with pg.Model(getfixture("nano_f16")) as model:
+        >>> with pg.Model("phi3-nano.gguf") as model:
         ...     model.detokenize(model.tokenize("What is GGUF?")).strip()
         'What is GGUF?'
     """
@@ -81,7 +91,7 @@ class Model:
             settings.n_gpu_layers = _layers_to_offload(n_gpu_layers, chosen, self._file)
             settings.devices = [device.name for device in chosen]
             settings.tensor_split = _checked_split(tensor_split, chosen)
-            settings.split_mode = split_mode
+            settings.split_mode = _checked_split_mode(split_mode)
             settings.tensor_overrides = _checked_overrides(tensor_overrides)
             settings.use_mmap = bool(use_mmap) and _can_be_mapped(self._file)
             settings.use_mlock = bool(use_mlock)
@@ -177,6 +187,9 @@ class Model:
 
         Raises:
             InputError: an id is no integer or not in the vocabulary.
+
+        Cost:
+            The GIL is released.
         """
         data = self._open().detokenize(token_array(ids, "detokenize"), special)
         return data.decode(errors="replace")
@@ -184,7 +197,14 @@ class Model:
     def chat_prompt(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True
     ) -> str:
-        """Renders a chat with the file's own template; see `phiggml.chat.render_chat`.
+        """Renders a chat with the file's own template.
+
+        Args:
+            messages: the turns, oldest first: {"role": "user", "content": "..."}.
+            add_generation_prompt: end with the opening of the assistant's turn.
+
+        Returns:
+            The text of the chat, control tokens spelt out.
 
         Raises:
             UnsupportedError: the file has no chat template.
@@ -266,10 +286,32 @@ def token_array(ids: Tokens, operation: str) -> npt.NDArray[np.int32]:
 
 
 def _check_is_model(file: GGUFFile, path: str) -> None:
-    if not isinstance(file.metadata.get("general.architecture"), str):
+    architecture = file.metadata.get("general.architecture")
+    if not isinstance(architecture, str):
         raise FormatError("load: the file names no architecture: it holds no model.", path=path)
+    n_layer = file.metadata.get(f"{architecture}.block_count", 1)
+    if not isinstance(n_layer, int) or not 1 <= n_layer <= MOST_LAYERS:
+        raise FormatError(
+            f"load: {architecture}.block_count is {n_layer!r}: a model has 1 to {MOST_LAYERS} "
+            "layers. Convert the checkpoint anew.",
+            path=path,
+        )
     if not file.tensors:
         raise FormatError("load: the file has no tensors: it holds a vocabulary only.", path=path)
+    for tensor in file.tensors.values():
+        if tensor.name.endswith("norm.weight") and tensor.type != "F32":
+            raise FormatError(
+                f"load: {tensor.name}: ggml takes weights of norms as F32 only, and these are "
+                f"{tensor.type}. Convert the checkpoint anew.",
+                path=path,
+            )
+        routes = tensor.type == "I32" and "tid2eid" in tensor.name  # numbers of experts
+        if tensor.type in _NO_WEIGHTS and not routes:
+            raise FormatError(
+                f"load: {tensor.name}: ggml multiplies with no tensor of type {tensor.type}. "
+                "Convert the checkpoint anew.",
+                path=path,
+            )
 
 
 def _can_be_mapped(file: GGUFFile) -> bool:
@@ -298,7 +340,7 @@ def _choose_devices(names: Sequence[str] | None) -> list[Device]:
         if name not in by_name:
             raise DeviceError(
                 f"load: there is no device {name!r}. Present: {', '.join(by_name)}. "
-                "Install the backend's plugin, or leave it out."
+                "Build phiggml with its backend, or leave it out."
             )
     # The CPU's own device computes whatever the others do not; it is not offloaded to.
     return [by_name[name] for name in names if name != "CPU"]
@@ -318,8 +360,8 @@ def _layers_to_offload(n_gpu_layers: int | str, chosen: Sequence[Device], file: 
         )
     if n_gpu_layers != 0 and not chosen:
         raise DeviceError(
-            "load: n_gpu_layers asks for a GPU and there is none. Install the backend's plugin, "
-            'or pass n_gpu_layers="auto".'
+            "load: n_gpu_layers asks for a GPU and there is none. Build phiggml with a GPU's "
+            'backend, or pass n_gpu_layers="auto".'
         )
     return min(n_gpu_layers, 1 << 30)
 
@@ -349,10 +391,21 @@ def _layers_that_fit(chosen: Sequence[Device], file: GGUFFile) -> int:
     return n
 
 
+def _checked_split_mode(mode: object) -> str:
+    if not isinstance(mode, str) or mode not in ("none", "layer", "row"):
+        raise InputError(f'load: split_mode is {mode!r}: it must be "none", "layer" or "row".')
+    return mode
+
+
 def _checked_split(split: Sequence[float] | None, chosen: Sequence[Device]) -> list[float]:
     if split is None:
         return []
-    shares = [float(share) for share in split]
+    try:
+        shares = [float(share) for share in split]
+    except (TypeError, ValueError):
+        raise InputError(
+            f"load: tensor_split is {split!r}: it must be a list of numbers."
+        ) from None
     if len(shares) != len(chosen) or not all(0 <= share < float("inf") for share in shares):
         raise InputError(
             f"load: tensor_split is {shares}: it must have one finite share >= 0 for each of the "
@@ -361,14 +414,31 @@ def _checked_split(split: Sequence[float] | None, chosen: Sequence[Device]) -> l
     return shares
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
 def _checked_overrides(overrides: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     checked = []
-    for pattern, device in overrides:
+    for override in overrides:
+        if isinstance(override, str) or len(override) != 2 or not all(map(_is_text, override)):
+            raise InputError(
+                f"load: tensor_overrides: {override!r} is no pair of a regular expression and a "
+                "device's name."
+            )
+        pattern, device = override
         try:
             re.compile(pattern)
-        except (re.error, TypeError) as failure:
+        except (re.error, OverflowError, RecursionError) as failure:
             raise InputError(
-                f"load: tensor_overrides: {pattern!r} is no regular expression: {failure}."
+                f"load: tensor_overrides: {pattern[:80]!r} is no regular expression: {failure}."
             ) from None
+        if len(pattern) * math.prod(map(int, re.findall(r"(?<=[{,])[1-9]\d*(?=[,}])", pattern))) > (
+            MOST_STATES
+        ):
+            raise InputError(
+                f"load: tensor_overrides: {pattern[:80]!r} is too large: its length times its "
+                f"repetition counts must stay below {MOST_STATES}. Write several overrides."
+            )
         checked.append((pattern, device))
     return checked

@@ -70,10 +70,12 @@ class Sampling:
                 f"sampling: {name} is {value!r}: it must be an integer from 0 to {most}."
             )
 
-    def _sampler(self, n_vocab: int) -> _core.session.Sampler:
+    def _sampler(self, n_vocab: int, n_ctx: int) -> _core.session.Sampler:
         settings = _core.session.SamplingSettings()
         for field in fields(self):
             if field.name != "seed":
                 setattr(settings, field.name, getattr(self, field.name))
+        # Upstream sets memory aside for so many; no context has more than n_ctx.
+        settings.penalty_last_n = min(self.penalty_last_n, n_ctx)
         settings.seed = secrets.randbits(32) if self.seed is None else self.seed
         return _core.session.Sampler(settings, n_vocab)

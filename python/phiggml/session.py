@@ -24,6 +24,8 @@ __all__ = ["Session"]
 DEFAULT_CONTEXT = 4096
 """What n_ctx=None gives at most: a cache for the 131072 tokens of a Phi-3.5-mini takes 51 GB."""
 
+_DEFAULT_SAMPLING = Sampling()
+
 SMALL_MODEL = 32 << 20
 """Bytes of weights up to which threads=None is one thread (docs/decisions.md, 2026-11-22)."""
 
@@ -55,9 +57,9 @@ class Session:
     Example:
         >>> import phiggml as pg
         >>> with pg.Session("phi3-nano.gguf") as session:
-        ...     session.chat([{"role": "user", "content": "What is GGUF?"}], max_tokens=7,
-        ...                  sampling=pg.Sampling(temperature=0)).text
-        'GGUF is the file format of'
+        ...     session.chat([{"role": "user", "content": "What is GGUF?"}], max_tokens=40,
+        ...                  sampling=pg.Sampling(temperature=0), stop=" of").text
+        'GGUF is the file format'
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class Session:
 
     @property
     def tokens(self) -> npt.NDArray[np.int32]:
-        """int32[n], what is in the context; a copy."""
+        """int32[n], the tokens in the context; a copy."""
         return self._core.tokens
 
     def eval(
@@ -130,6 +132,15 @@ class Session:
 
         Cost:
             The GIL is released; Ctrl-C is seen within one graph and leaves the context as it was.
+
+        Source:
+            llama_decode.
+
+        Example:
+            >>> import phiggml as pg
+            >>> with pg.Session("phi3-nano.gguf") as session:
+            ...     session.eval([1, 2, 3]).shape == (session.model.n_vocab,)
+            True
         """
         if logits not in ("last", "all"):
             raise InputError(f'eval: logits is {logits!r}: it must be "last" or "all".')
@@ -145,7 +156,7 @@ class Session:
         prompt: str | Tokens,
         *,
         max_tokens: int,
-        sampling: Sampling | None = None,
+        sampling: Sampling = _DEFAULT_SAMPLING,
         stop: str | Sequence[str] = (),
     ) -> Completion:
         """Answers a prompt: forgets what is in the context, reads the prompt, and writes on.
@@ -153,8 +164,8 @@ class Session:
         Args:
             prompt: text, in which control tokens are read as such, or token ids.
             max_tokens: write at most this many.
-            sampling: how tokens are chosen; None means Sampling().
-            stop: text that ends the answer, and is no part of it.
+            sampling: how tokens are chosen.
+            stop: a text, or several, that ends the answer and is no part of it.
 
         Returns:
             Completion.
@@ -162,10 +173,17 @@ class Session:
         Raises:
             InputError: an empty prompt, a max_tokens below 1, an empty stop text, or a sampling
                 value out of range.
-            SessionError: prompt and answer do not fit into n_ctx.
+            SessionError: prompt and answer do not fit into n_ctx; as `eval`.
 
         Cost:
             As `eval`, for the prompt and then for each token.
+
+        Example:
+            >>> import phiggml as pg
+            >>> with pg.Session("phi3-nano.gguf") as session:
+            ...     answer = session.generate("The child", max_tokens=5)
+            >>> len(answer.tokens), answer.finish_reason
+            (5, 'length')
         """
         chunks = list(self.stream(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop))
         return Completion.of(chunks)
@@ -175,26 +193,41 @@ class Session:
         prompt: str | Tokens,
         *,
         max_tokens: int,
-        sampling: Sampling | None = None,
+        sampling: Sampling = _DEFAULT_SAMPLING,
         stop: str | Sequence[str] = (),
     ) -> Iterator[Chunk]:
         """As `generate`, handing out the answer while it grows.
+
+        Args:
+            prompt, max_tokens, sampling, stop: as for `generate`.
 
         Returns:
             An iterator of Chunk. The last one has the finish_reason and the timings. Arguments
             are checked at once; work is done as it is asked for.
 
         Raises:
-            SessionError: also when the session is used for something else, or closed, before the
-                iterator has ended.
+            InputError: as `generate`.
+            SessionError: as `generate`, and when the session is used for something else, or
+                closed, before the iterator has ended.
+
+        Cost:
+            As `generate`.
+
+        Example:
+            >>> import phiggml as pg
+            >>> with pg.Session("phi3-nano.gguf") as session:
+            ...     [chunk.finish_reason for chunk in session.stream("The child", max_tokens=3)]
+            [None, None, 'length']
         """
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
             raise InputError(f"generate: max_tokens is {max_tokens!r}: it must be an integer >= 1.")
+        if not isinstance(sampling, Sampling):
+            raise InputError(f"generate: sampling is {sampling!r}: it must be a Sampling.")
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if not all(isinstance(text, str) and text for text in stops):
             raise InputError("generate: a stop text is empty or no string. Leave it out.")
         ids = self._prompt_ids(prompt)
-        sampler = (Sampling() if sampling is None else sampling)._sampler(self._model.n_vocab)
+        sampler = sampling._sampler(self._model.n_vocab, self.n_ctx)
         self._use += 1
         self._core.reset()
         return self._written(ids, max_tokens, sampler, stops)
@@ -204,7 +237,7 @@ class Session:
         messages: Sequence[Message],
         *,
         max_tokens: int = 512,
-        sampling: Sampling | None = None,
+        sampling: Sampling = _DEFAULT_SAMPLING,
         stop: str | Sequence[str] = (),
     ) -> Completion:
         """Answers a chat, rendered with the model's own template.
@@ -218,8 +251,11 @@ class Session:
 
         Raises:
             UnsupportedError: the model has no chat template.
-            InputError, FormatError: as `phiggml.chat.render_chat`.
-            SessionError: as `generate`.
+            InputError, FormatError: as `render_chat`.
+            InputError, SessionError: as `generate`.
+
+        Cost:
+            As `generate`: the whole chat is read anew.
         """
         prompt = self._model.chat_prompt(messages)
         return self.generate(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop)
@@ -287,7 +323,7 @@ class Session:
         timer = Timer(len(ids))
         try:
             self._core.prefill(ids)
-            for token in ids[-1024:]:
+            for token in ids:
                 sampler.accept(int(token))
             timer.prompt_done()
             for n in range(1, max_tokens + 1):
