@@ -38,11 +38,14 @@ bench: $(INSTALLED)
 stock:
 	tools/build_stock.sh
 
-# The demo model and the tests' reference data, made anew. These need torch (tools/requirements.txt).
-nano:
-	$(PYTHON) tools/train_nano.py
-reference:
-	$(PYTHON) tools/make_reference.py
+# The demo model and the tests' reference data, made anew, with torch in an environment of its own.
+nano: build/tools/bin/python
+	build/tools/bin/python tools/train_nano.py examples/phi3-nano
+reference: build/tools/bin/python
+	build/tools/bin/python tools/make_reference.py
+build/tools/bin/python:
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip install --quiet -r tools/requirements.txt
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -201,6 +201,8 @@ def test_bad_importances(
         ({"options": QuantizeOptions(max_memory=1e9)}, InputError),  # type: ignore[arg-type]
         ({"type": "Q4_K"}, InputError),
         ({"overrides": {"(": "Q4_K"}}, InputError),
+        ({"overrides": ["ffn_down"]}, InputError),
+        ({"options": {"pure": True}}, InputError),
     ],
 )
 def test_bad_calls(
@@ -213,7 +215,7 @@ def test_bad_calls(
 
 
 def test_quantized_sources_need_permission(sources: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"quantized already, to Q8_0.*allow_requantize"):
+    with pytest.raises(InputError, match=r"quantized already.*allow_requantize"):
         quantize_model(sources["blocks"], tmp_path / "out.gguf", "Q4_0")
 
 

@@ -227,7 +227,7 @@ def test_all_faults_are_told_together() -> None:
         plan_types(SMALL, tensors, "IQ1_S")
     message = str(caught.value)
     assert "needs an importance matrix" in message
-    assert "blk.0.attn_qkv.weight: it is quantized already, to Q8_0" in message
+    assert "blk.0.attn_qkv.weight: quantized already" in message
     assert "blk.0.odd.weight: its type, I32, cannot be converted" in message
     assert "\n" not in message
 

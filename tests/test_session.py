@@ -96,12 +96,20 @@ def test_chat_ends_by_itself(session: pg.Session, questions: list[dict[str, str]
 
 def test_context_full(session: pg.Session) -> None:
     session.eval([5] * 250)
-    with pytest.raises(pg.SessionError, match="n_ctx = 256"):
+    with pytest.raises(pg.SessionError, match=r"holds 250 of n_ctx = 256 .* no room for 7 more"):
         session.eval([5] * 7)
     assert len(session.tokens) == 250
     session.eval([5] * 6)
     with pytest.raises(pg.SessionError, match="n_ctx = 256"):
         session.generate([5] * 250, max_tokens=100, sampling=pg.Sampling(temperature=5, min_p=0))
+    session.reset()
+    with pytest.raises(pg.SessionError, match="257 tokens do not fit into n_ctx = 256"):
+        session.eval([5] * 257)
+
+
+def test_sampling_of_another_kind(session: pg.Session) -> None:
+    with pytest.raises(pg.InputError, match="must be a Sampling"):
+        session.stream("x", max_tokens=1, sampling={"temperature": 0})  # type: ignore[arg-type]
 
 
 def test_use_after_close(nano_model: pg.Model) -> None:

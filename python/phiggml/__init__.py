@@ -1,4 +1,4 @@
-"""Quantize, convert and run Microsoft's Phi models, and any GGUF, from Python."""
+"""Quantize, convert and run Microsoft's Phi models, and other GGUF models, from Python."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def render_chat(
         special_tokens: what the template may ask for by name, such as {"eos_token": "</s>"}.
 
     Returns:
-        The text of the chat, control tokens spelled out.
+        The text of the chat, control tokens spelt out.
 
     Raises:
         InputError: a message is no mapping with a role and a content, or the template itself

@@ -52,10 +52,10 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
 
 _VERBS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...] = (
     ("demo", add_demo, "convert, quantize and ask the model that phiggml carries"),
-    ("convert", add_convert, "checkpoint to GGUF, quantized on the way where asked"),
-    ("quantize", add_quantize, "GGUF to GGUF of another type"),
+    ("convert", add_convert, "turn a checkpoint into GGUF, quantized on the way where asked"),
+    ("quantize", add_quantize, "turn a GGUF file into one of another type"),
     ("run", add_run, "answer a prompt"),
-    ("chat", add_chat, "converse"),
+    ("chat", add_chat, "talk with a model"),
     ("inspect", add_inspect, "show what a GGUF file holds"),
     ("devices", add_devices, "list what can compute here"),
     ("doctor", add_doctor, "check this installation, and say what to do"),
@@ -111,7 +111,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(
         prog="phiggml",
-        description="Quantize, convert and run Microsoft's Phi models, and any GGUF.",
+        description="Quantize, convert and run Microsoft's Phi models, and other GGUF models.",
         epilog=_exit_codes(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -30,7 +30,9 @@ Ctrl-C stops an answer. A message that begins with / takes a space before it."""
 
 def add_chat(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `phiggml chat`."""
-    parser.add_argument("model", metavar="MODEL.gguf")
+    parser.add_argument(
+        "model", metavar="MODEL.gguf", help="a GGUF model, or the first part of a split one"
+    )
     add_model_arguments(parser)
     parser.set_defaults(verb=_chat)
 

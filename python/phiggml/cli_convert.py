@@ -13,6 +13,8 @@ from phiggml.cli_terminal import ProgressBar, say, say_json, size, table
 
 __all__ = ["add_convert", "add_quantize"]
 
+_TYPE_HELP = "type of the whole model, such as Q4_K_M; an unknown name lists them all"
+
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `phiggml convert`."""
@@ -22,7 +24,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--type",
         default=inspect.signature(pg.convert).parameters["type"].default,
-        help="type of the whole model, such as Q4_K_M (default %(default)s)",
+        help=f"{_TYPE_HELP} (default %(default)s)",
     )
     _add_job_arguments(parser)
     parser.set_defaults(verb=_convert, allow_requantize=False)
@@ -33,7 +35,7 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="IN.gguf", help="a GGUF model, or the first part of a split one"
     )
-    parser.add_argument("--type", required=True, help="type of the whole model, such as Q4_K_M")
+    parser.add_argument("--type", required=True, help=_TYPE_HELP)
     _add_job_arguments(parser)
     parser.add_argument(
         "--allow-requantize",
@@ -52,7 +54,7 @@ def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_override,
         metavar="REGEX=TYPE",
-        help="type of the tensors whose name the expression matches; may be given again",
+        help="type of the tensors in whose name the expression is found; may be given again",
     )
     add("--pure", action="store_true", help="one type for all tensors, no mixture")
     add("--leave-output", action="store_true", help="leave output.weight as it is")

@@ -6,8 +6,10 @@ import argparse
 import dataclasses
 import os
 import platform
+import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,11 +58,15 @@ def _devices(arguments: argparse.Namespace) -> int:
         say_json([dataclasses.asdict(device) for device in devices])
         return 0
     rows = [
-        (d.name, d.kind, d.backend, size(d.memory_free), size(d.memory_total), d.description)
-        for d in devices
+        (d.name, d.kind, d.backend, _free(d), size(d.memory_total), d.description) for d in devices
     ]
     say(table(("name", "kind", "backend", "free", "memory", "description"), rows, right=(3, 4)))
     return 0
+
+
+def _free(device: pg.Device) -> str:
+    """What ggml says of the CPU is all of its memory."""
+    return "-" if device.kind == "cpu" else size(device.memory_free)
 
 
 class _CheckError(Exception):
@@ -84,8 +90,14 @@ def _doctor(_arguments: argparse.Namespace) -> int:
             say(f"{name:<12} failed: {failure or type(failure).__name__}\n{'':<12} {remedy}")
             n_failed += 1
         else:
-            say(f"{name:<12} ok: {detail}")
+            say(_wrapped(f"{name:<12} ok: {detail}"))
     return 1 if n_failed else 0
+
+
+def _wrapped(line: str) -> str:
+    """A long line broken between words, where a terminal would break it anywhere."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    return textwrap.fill(line, width, subsequent_indent=" " * 13, break_on_hyphens=False)
 
 
 def _facts() -> Iterator[tuple[str, str]]:

@@ -35,7 +35,9 @@ _SAMPLING = {
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `phiggml run`."""
-    parser.add_argument("model", metavar="MODEL.gguf")
+    parser.add_argument(
+        "model", metavar="MODEL.gguf", help="a GGUF model, or the first part of a split one"
+    )
     parser.add_argument(
         "-p", "--prompt", required=True, help="what to ask; - reads it from standard input"
     )
@@ -70,7 +72,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"tokens of context (default: the model's own, at most {DEFAULT_CONTEXT})",
     )
-    add("--threads", type=int, metavar="N", help="default: all cores")
+    add("--threads", type=int, metavar="N", help="default: all cores; one for a small model")
     add("--seed", type=int, metavar="S", help="makes the answer repeatable")
     for name, (metavar, meaning) in _SAMPLING.items():
         default = getattr(pg.Sampling(), name)

@@ -31,21 +31,25 @@ class GGUFFile:
     Raises:
         FormatError: the file is no valid GGUF; .offset says where.
         UnsupportedError: it is big-endian.
+        InputError: the path holds NUL.
         OSError: it cannot be opened.
 
-    Cost: one pass over the header without the GIL; strings are skipped, tensor data not touched.
+    Cost:
+        One pass over the header without the GIL; strings are skipped, tensor data not touched.
 
-    Source: the GGUF specification, versions 1 to 3; ggml's limits on names, dimensions and types.
+    Source:
+        The GGUF specification, versions 1 to 3; ggml's limits on names, dimensions and types.
 
-    >>> import pathlib, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = pathlib.Path(folder) / "small.gguf"
-    ...     with GGUFWriter(path) as w:
-    ...         w.metadata["general.architecture"] = "phi3"
-    ...         w.add_tensor("ones", np.ones((2, 4), np.float32))
-    ...     with GGUFFile(path) as f:
-    ...         f.metadata["general.architecture"], f.tensors["ones"].shape
-    ('phi3', (2, 4))
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "small.gguf"
+        ...     with GGUFWriter(path) as w:
+        ...         w.metadata["general.architecture"] = "phi3"
+        ...         w.add_tensor("ones", np.ones((2, 4), np.float32))
+        ...     with GGUFFile(path) as f:
+        ...         f.metadata["general.architecture"], f.tensors["ones"].shape
+        ('phi3', (2, 4))
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -127,7 +131,8 @@ class GGUFMetadata(Mapping[str, Any]):
     of the file's dtype; arrays of strings GGUFStrings. Bytes of a string that are not UTF-8 become
     lone surrogates (errors="surrogateescape").
 
-    Cost: arrays of numbers are copied at each access.
+    Cost:
+        Arrays of numbers are copied at each access.
     """
 
     def __init__(self, owner: GGUFFile) -> None:
@@ -154,7 +159,8 @@ class GGUFMetadata(Mapping[str, Any]):
         Args:
             key: one of the keys.
 
-        Returns: a GGUFValue; of an array, the type is that of its elements.
+        Returns:
+            A GGUFValue; of an array, the type is that of its elements.
 
         Raises:
             KeyError: there is no such key.
@@ -200,6 +206,12 @@ class GGUFTensor:
         shape: in numpy's order.
         nbytes: the size of its data.
         offset: where in the file they begin.
+
+    Example:
+        >>> with GGUFFile("phi3-nano.gguf") as f:
+        ...     tensor = f.tensors["output.weight"]
+        ...     tensor.type, tensor.shape, tensor.data.shape
+        (QuantType('F16'), (2048, 256), (2048, 512))
     """
 
     __slots__ = ("_index", "_owner", "name", "nbytes", "offset", "shape", "type")
@@ -223,8 +235,9 @@ class GGUFTensor:
     def data(self) -> npt.NDArray[np.uint8]:
         """uint8[..., row_bytes]: a read-only view of the mapped file, valid after close too.
 
-        Cost: no copy; pages are read from the disk when they are touched. Should someone truncate
-        the file meanwhile, touching them ends the process; read_rows raises instead.
+        Cost:
+            No copy; pages are read from the disk when they are touched. Should someone truncate the
+            file meanwhile, touching them ends the process; read_rows raises instead.
         """
         return self._owner._open_file().tensor_data(self._index)
 
@@ -235,14 +248,16 @@ class GGUFTensor:
             start: the first row.
             stop: the row after the last; None means all.
 
-        Returns: uint8[stop - start, row_bytes].
+        Returns:
+            uint8[stop - start, row_bytes].
 
         Raises:
             InputError: the rows lie outside the tensor.
             FormatError: the file has become shorter since it was opened.
             OSError: it cannot be read.
 
-        Cost: one copy, without the GIL.
+        Cost:
+            One copy, without the GIL.
         """
         stop = self.n_rows if stop is None else stop
         if not 0 <= start <= stop <= self.n_rows:
@@ -255,14 +270,16 @@ class GGUFTensor:
         return out
 
     def dequantize(self) -> npt.NDArray[Any]:
-        """The tensor's numbers.
+        """Turns the data into numbers.
 
-        Returns: float32 of the tensor's shape; of I8 ... I64 and F64 a read-only view as they are.
+        Returns:
+            float32 of the tensor's shape; of I8 ... I64 and F64 a read-only view as they are.
 
         Raises:
             UnsupportedError or InputError: nothing turns the type into numbers.
 
-        Cost: one pass on all threads without the GIL; none for the views.
+        Cost:
+            One pass on all threads without the GIL; none for the views.
         """
         dtype = _PLAIN_DTYPES.get(self.type)
         if dtype is not None:

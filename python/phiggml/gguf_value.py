@@ -47,10 +47,12 @@ class GGUFValue:
     Raises:
         InputError: there is no such type.
 
-    Source: the GGUF specification's metadata value types.
+    Source:
+        The GGUF specification's metadata value types.
 
-    >>> GGUFValue(7, "UINT64")
-    GGUFValue(value=7, type='UINT64')
+    Example:
+        >>> GGUFValue(7, "UINT64")
+        GGUFValue(value=7, type='UINT64')
     """
 
     value: Any
@@ -69,8 +71,9 @@ class GGUFStrings(Sequence[str]):
 
     Bytes that are not UTF-8 appear as lone surrogates (errors="surrogateescape").
 
-    Cost: an index takes at most 64 steps; list() and slices decode in one go. It keeps the file
-    mapped.
+    Cost:
+        An index takes at most 64 steps; list() and slices decode in one go. It keeps the file
+        mapped.
     """
 
     __slots__ = ("_array",)

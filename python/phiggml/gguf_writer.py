@@ -94,13 +94,13 @@ class _WriterMetadata(MutableMapping[str, Any]):
 class GGUFWriter:
     """Writes a GGUF file, which appears under its name only when it is whole.
 
-    Args:
-        path: the file to be.
-        overwrite: whether it may replace an existing file.
-
     `metadata` takes bool, int (UINT32 where it fits, else INT32, UINT64, INT64), float (FLOAT32),
     str, sequences of one of these (ints INT32, floats FLOAT32), numpy arrays and scalars (their
     dtype) and GGUFValue (the type it names).
+
+    Args:
+        path: the file to be.
+        overwrite: whether it may replace an existing file.
 
     Raises:
         InputError: a name, value, shape or dtype that the format cannot hold; a call out of order.
@@ -108,17 +108,20 @@ class GGUFWriter:
         IsADirectoryError, FileNotFoundError: the target is a folder, or in none that exists.
         OSError: the file system refuses; the temporary file is removed.
 
-    Cost: arrays given to add_tensor are kept, not copied, and written at close. Writes release the
-    GIL.
+    Cost:
+        Arrays given to add_tensor are kept, not copied, and written at close. Writes release the
+        GIL.
 
-    Source: the GGUF specification, version 3; ggml's limits on names and dimensions.
+    Source:
+        The GGUF specification, version 3; ggml's limits on names and dimensions.
 
-    >>> import pathlib, tempfile
-    >>> import numpy as np
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with GGUFWriter(pathlib.Path(folder) / "small.gguf") as w:
-    ...         w.metadata["general.architecture"] = "phi3"
-    ...         w.add_tensor("ones", np.ones((2, 4), np.float32))
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with GGUFWriter(pathlib.Path(folder) / "small.gguf") as w:
+        ...         w.metadata["general.architecture"] = "phi3"
+        ...         w.add_tensor("ones", np.ones((2, 4), np.float32))
     """
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -155,8 +158,9 @@ class GGUFWriter:
         Raises:
             InputError: the name, dtype or shape cannot be written, or quantize refuses the values.
 
-        Cost: keeps a reference; changes made to the array before close are written. With `type` a
-        float array is quantized now, on all threads.
+        Cost:
+            Keeps a reference; changes made to the array before close are written. With `type` a
+            float array is quantized now, on all threads.
         """
         self._require_open("add_tensor")
         what = f"GGUFWriter.add_tensor: tensor {name!r}"
@@ -198,7 +202,8 @@ class GGUFWriter:
             InputError: no tensor waits for rows, these are no whole rows, or more than it lacks.
             OSError: the file system refuses; the temporary file is removed.
 
-        Cost: no copy; the GIL is released in each write.
+        Cost:
+            No copy; the GIL is released in each write.
         """
         if self._closed:
             raise InputError("GGUFWriter.write_rows: the writer is closed.")

@@ -16,6 +16,11 @@ class Progress:
         stage: what it does at present, such as "quantize".
         done: bytes that are done.
         total: bytes in all.
+
+    Example:
+        >>> step = Progress("quantize", done=512, total=2048)
+        >>> f"{step.stage}: {step.done / step.total:.0%}"
+        'quantize: 25%'
     """
 
     stage: str

@@ -81,7 +81,17 @@ class QuantizedArray:
     def dequantize(
         self, *, dtype: npt.DTypeLike = np.float32, threads: int | None = None
     ) -> npt.NDArray[Any]:
-        """The numbers, as `phiggml.dequantize` gives them."""
+        """Turns the blocks back into numbers, as `phiggml.dequantize` does.
+
+        Args:
+            dtype, threads: as for `dequantize`.
+
+        Returns:
+            dtype[..., n], a copy.
+
+        Raises:
+            InputError: as `dequantize`.
+        """
         return dequantize(self, dtype=dtype, threads=threads)
 
     def __array__(
@@ -274,7 +284,10 @@ def quantization_error(
         InputError: as `quantize`, and for an array without elements.
 
     Cost:
-        Quantizes and dequantizes piece by piece; keeps neither result.
+        Quantizes and dequantizes piece by piece; keeps neither result. The GIL is released.
+
+    Source:
+        The functions behind `quantize` and `dequantize`.
 
     Example:
         >>> import numpy as np

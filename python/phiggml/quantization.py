@@ -71,6 +71,15 @@ class WriteJob:
     overwrite: bool = False
     dry_run: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.options, QuantizeOptions):
+            raise InputError(f"options: {self.options!r}: it must be a QuantizeOptions.")
+        if not isinstance(self.overrides, Mapping | None):
+            raise InputError(
+                f"overrides: {self.overrides!r}: it must be a mapping from regular expressions "
+                "over tensor names to types."
+            )
+
 
 def quantize_model(
     src: str | os.PathLike[str],
@@ -85,23 +94,25 @@ def quantize_model(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> Report:
-    """Write a GGUF file again with its weights quantized.
+    """Writes a GGUF file again with its weights quantized.
 
     Args:
         src: a GGUF file, or the first part of a split one (the parts are merged).
         out: the file to write; it appears there only when it is complete.
-        type: of the whole model, such as "Q4_K_M", in any case; see model_types().
+        type: of the whole model, such as "Q4_K_M", any case; see `model_types`.
         imatrix: tensor name -> importances, float32[n] for rows of n (float32[experts, n] for
             a tensor of experts).
         overrides: regular expression, searched for in tensor names -> tensor type. The first that
             matches wins; tensors that the rules never quantize (norms, biases) stay as they are.
         options: what else to do differently.
-        threads: None means all cores available to the process.
-        progress: called with a Progress after each piece; what it raises ends the work.
+        threads: how many to use; None means all cores available to the process.
+        progress: called with a `Progress` after each piece; what it raises ends the work.
         overwrite: whether an existing file may be replaced.
         dry_run: plan and report the exact size, but write nothing.
+
     Returns:
-        What was written; str() of it is a table.
+        Report; str() of it is a table.
+
     Raises:
         InputError: an unknown type, a bad expression, importances that do not fit, or tensors that
             cannot become what they should (all of them together), before any work; or weights that
@@ -109,20 +120,21 @@ def quantize_model(
         FormatError: the source is no valid GGUF model.
         UnsupportedError: an architecture for which there are no rules.
         FileExistsError: `out` exists and overwrite is False.
-    Cost: memory is bounded by options.max_memory, not by the size of tensors; the GIL is released
+
+    Cost:
+        Memory is bounded by options.max_memory, not by the size of tensors; the GIL is released
         while numbers are converted; Ctrl-C stops it and leaves no file.
-    Source: types by llama.cpp's own rules (llama-quant.cpp), numbers by ggml_quantize_chunk: tensor
+
+    Source:
+        Types by llama.cpp's own rules (llama-quant.cpp), numbers by ggml_quantize_chunk: tensor
         data equal, byte for byte, those that llama-quantize writes.
+
+    Example:
+        >>> import phiggml as pg
+        >>> pg.quantize_model("phi3-nano.gguf", "phi3-nano-Q4.gguf", "Q4_K_M").tensors[0].type
+        'Q6_K'
     """
-    job = WriteJob(
-        imatrix=imatrix,
-        overrides=overrides,
-        options=options,
-        threads=threads,
-        progress=progress,
-        overwrite=overwrite,
-        dry_run=dry_run,
-    )
+    job = WriteJob(imatrix, overrides, options, threads, progress, overwrite, dry_run)
     with ExitStack() as files:
         return write_model(gguf_source(src, files), out, type, job=job)
 
@@ -130,19 +142,25 @@ def quantize_model(
 def write_model(
     source: SourceModel, out: str | os.PathLike[str], type: str, *, job: WriteJob
 ) -> Report:
-    """Write a model's tensors, converted to the types that the rules choose, as a GGUF file.
+    """Writes a model's tensors, converted to the types that the rules choose, as a GGUF file.
 
     Args:
         source: metadata and tensors.
         out: the file to write; it appears there only when it is complete.
-        type: of the whole model, in any case.
+        type: of the whole model, any case.
         job: everything else.
+
     Returns:
         What was written.
+
     Raises:
         As quantize_model.
-    Cost: as quantize_model; each row is read once.
-    Source: the order of keys and tensors is llama_model_quantize's.
+
+    Cost:
+        As quantize_model; each row is read once.
+
+    Source:
+        The order of keys and tensors is llama_model_quantize's.
     """
     started = time.perf_counter()
     path = Path(out)

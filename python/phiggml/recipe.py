@@ -26,34 +26,43 @@ __all__ = [
 ]
 
 _NEEDS_IMATRIX = (
-    "the type chosen for it needs an importance matrix, and there is none for this tensor. "
+    "the chosen type needs an importance matrix, and there is none. "
     "Pass imatrix=, or choose a type that needs none"
+)
+_REQUANTIZED = (
+    "quantized already, and quantizing again loses quality. Start from an F16, BF16 or F32 file, "
+    "or allow it: allow_requantize=True in QuantizeOptions, --allow-requantize on the command line"
 )
 
 
 def model_types() -> tuple[str, ...]:
-    """List the types that a whole model can be quantized to.
+    """Lists the types that a whole model can be quantized to.
 
     Returns:
         Canonical names, such as "Q4_K_M".
-    Source: llama-quantize's list, less its aliases and COPY.
 
-    >>> len(model_types()), "Q4_K_M" in model_types()
-    (35, True)
+    Source:
+        llama-quantize's list, less its aliases and COPY.
+
+    Example:
+        >>> len(model_types()), "Q4_K_M" in model_types()
+        (35, True)
     """
     return tuple(name for name, _ in _core.recipe.model_types())
 
 
 def model_type(name: str) -> str:
-    """Return the canonical name of a whole-model type.
+    """Returns the canonical name of a whole-model type.
 
     Args:
-        name: in any case.
+        name: any case.
+
     Raises:
         InputError: there is no such type.
 
-    >>> model_type("q4_k_m")
-    'Q4_K_M'
+    Example:
+        >>> model_type("q4_k_m")
+        'Q4_K_M'
     """
     canonical = name.upper() if isinstance(name, str) else ""
     if canonical not in model_types():
@@ -75,6 +84,10 @@ class QuantizeOptions:
         output_type: tensor type of output.weight (of the embedding, where both are one tensor).
         embedding_type: tensor type of token_embd.weight.
         max_memory: bytes of buffers in use at a time; None chooses.
+
+    Example:
+        >>> QuantizeOptions(output_type="Q8_0").pure
+        False
     """
 
     pure: bool = False
@@ -99,14 +112,17 @@ class ModelShape:
 
     @classmethod
     def from_metadata(cls, architecture: str, metadata: Mapping[str, object]) -> ModelShape:
-        """Read them from GGUF metadata.
+        """Reads them from GGUF metadata.
 
         Args:
             architecture: value of general.architecture, and prefix of the keys.
             metadata: GGUF keys -> plain values.
+
         Raises:
             FormatError: block_count is missing, or a value is no count.
-        Source: llama_model_base::load_hparams in llama.cpp's llama-model.cpp.
+
+        Source:
+            llama_model_base::load_hparams in llama.cpp's llama-model.cpp.
         """
 
         def count(key: str, default: int | None = 0) -> int:
@@ -231,24 +247,27 @@ def plan_types(
     options: QuantizeOptions | None = None,
     imatrix_names: Collection[str] | None = None,
 ) -> Plan:
-    """Choose a type for each tensor, by upstream's rules and the user's exceptions to them.
+    """Chooses a type for each tensor, by upstream's rules and the user's exceptions to them.
 
     Args:
         shape: the model's hyperparameters.
         tensors: all of the model's tensors, in any order (the rules count them).
-        type: of the whole model, in any case.
+        type: of the whole model, any case.
         overrides: regular expression, searched for in tensor names -> tensor type. The first that
             matches wins; it applies to tensors that the rules let be quantized.
         options: all but max_memory matter here.
         imatrix_names: tensors that have importances; None is a model without an importance matrix.
+
     Returns:
         The plan, in the order in which llama-quantize writes the tensors.
+
     Raises:
         InputError: an unknown type or a bad expression; or tensors that cannot become what they
             should, all of them together.
         UnsupportedError: an architecture for which there are no rules.
-    Cost: copies no weights; milliseconds.
-    Source: llama_tensor_get_type in llama.cpp's llama-quant.cpp, called with all tensors.
+
+    Source:
+        llama_tensor_get_type in llama.cpp's llama-quant.cpp, called with all tensors.
     """
     options = options or QuantizeOptions()
     type = model_type(type)
@@ -359,10 +378,7 @@ def _faults(
     if choice.requires_imatrix and tensor.name not in (imatrix_names or ()):
         yield _NEEDS_IMATRIX
     if choice.requantized and not options.allow_requantize:
-        yield (
-            f"it is quantized already, to {tensor.type}, and quantizing it again loses quality. "
-            "Start from an F16, BF16 or F32 file, or set allow_requantize"
-        )
+        yield _REQUANTIZED
 
 
 def _raise_faults(

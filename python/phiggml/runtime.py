@@ -29,7 +29,7 @@ class Device:
         backend: the backend module that drives it.
         kind: "cpu", "gpu" or "accel".
         memory_total: bytes.
-        memory_free: bytes free when asked.
+        memory_free: bytes free when asked; of the CPU, whose free memory ggml does not know, all.
     """
 
     name: str
@@ -40,6 +40,13 @@ class Device:
     memory_free: int
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def thread_count(threads: int | None, operation: str) -> int:
     """Resolves `threads=None` to the cores available to this process, and checks a number.
 
@@ -47,7 +54,7 @@ def thread_count(threads: int | None, operation: str) -> int:
         InputError: `threads` is no integer between 1 and 512.
     """
     if threads is None:
-        return min(len(os.sched_getaffinity(0)), MOST_THREADS)
+        return min(available_cores(), MOST_THREADS)
     if isinstance(threads, bool) or not isinstance(threads, int):
         raise InputError(f"{operation}: threads is {threads!r}: it must be an integer or None.")
     if not 1 <= threads <= MOST_THREADS:
@@ -94,7 +101,7 @@ def devices() -> list[Device]:
         DeviceError: no CPU module runs on this machine.
 
     Cost:
-        The first call loads the backend modules (tens of milliseconds, more with a GPU driver).
+        The first call loads the backend modules.
 
     Source:
         ggml's device registry (ggml_backend_dev_get).

@@ -56,18 +56,22 @@ class SourceModel:
 
 
 def gguf_source(path: str | os.PathLike[str], files: ExitStack) -> SourceModel:
-    """Open a GGUF model for reading, all its parts when it is split.
+    """Opens a GGUF model for reading, all its parts when it is split.
 
     Args:
         path: the file, or the first part of a split model.
         files: what keeps the files open, and closes them.
+
     Returns:
         The model; each read copies its rows from the file, so that one which somebody truncates
         meanwhile raises FormatError instead of ending the process.
+
     Raises:
         FormatError: a part is no valid GGUF, or the parts do not belong together.
         OSError: a part is not there.
-    Source: split.* keys as llama_model_loader reads them, names as llama_split_path makes them.
+
+    Source:
+        split.* keys as llama_model_loader reads them, names as llama_split_path makes them.
     """
     first = files.enter_context(GGUFFile(path))
     paths = gguf_parts(first)

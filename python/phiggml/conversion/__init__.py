@@ -53,45 +53,44 @@ def convert(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> Report:
-    """Convert a Hugging Face checkpoint to a GGUF file, quantized on the way where asked.
+    """Converts a Hugging Face checkpoint to a GGUF file, quantized on the way where asked.
 
     Args:
         checkpoint: a folder with config.json, safetensors weights (bf16, f16 or f32) and
             tokenizer.model. Nothing in it is executed; pickled weights are refused.
-        out: the GGUF file to write.
-        type: a whole-model type: "F32", "F16", "BF16", "Q8_0", "Q4_K_M", ...
-        imatrix: tensor name -> importances, float32[n] for rows of n.
-        overrides: regular expression, searched for in tensor names -> tensor type.
-        options: how tensor types are chosen.
-        threads: of the quantizer; None means all cores available to the process.
-        progress: is called with (stage, done, total), in bytes.
-        overwrite: replace ``out`` if it exists.
-        dry_run: plan and report, write nothing.
+        out: the file to write.
+        type: of the whole model, any case; see `model_types`.
+        imatrix, overrides, options, threads, progress: as for `quantize_model`.
+        overwrite: whether an existing file may be replaced.
+        dry_run: plan and report, but write nothing.
+
     Returns:
-        the report; ``str(report)`` is a table.
+        Report; str() of it is a table.
+
     Raises:
         FileNotFoundError: there is no such folder.
-        FileExistsError: ``out`` exists and ``overwrite`` is False.
+        FileExistsError: `out` exists and overwrite is False.
         FormatError: the checkpoint breaks its format; all faults are named together.
-        InputError: a type or argument is wrong, or ``out`` is a file of the checkpoint.
+        InputError: as `quantize_model`, or `out` is a file of the checkpoint.
         UnsupportedError: the architecture, tokenizer or weight format is not converted here.
-    Cost: weights are read once, through a map, a few rows at a time; the GIL is released while
-        rows are quantized. ``out`` appears under its name only when it is complete.
-    Source: tensors and metadata as llama.cpp's converter writes them for the same class, with the
+
+    Cost:
+        As `quantize_model`. Weights are read once, through a map, some rows at a time.
+
+    Source:
+        Tensors and metadata as llama.cpp's converter writes them for the same class, with the
         rotary parameters read as transformers reads them.
+
+    Example:
+        >>> import phiggml as pg
+        >>> report = pg.convert("phi3-nano", "phi3-nano-Q8_0.gguf", "Q8_0")
+        >>> len(report.tensors), report.bits_per_weight < 9
+        (27, True)
     """
     plan = plan_conversion(Path(checkpoint))
     try:
         _refuse_own_source(plan, Path(out))
-        job = WriteJob(
-            imatrix=imatrix,
-            overrides=overrides,
-            options=options,
-            threads=threads,
-            progress=progress,
-            overwrite=overwrite,
-            dry_run=dry_run,
-        )
+        job = WriteJob(imatrix, overrides, options, threads, progress, overwrite, dry_run)
         return write_model(_source_model(plan), Path(out), type, job=job)
     finally:
         plan.checkpoint.close()

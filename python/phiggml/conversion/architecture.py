@@ -13,7 +13,7 @@ __all__ = ["Architecture", "ModelConfig", "TensorRule"]
 
 @dataclass(frozen=True)
 class TensorRule:
-    """One tensor, or one per layer where the names hold ``{layer}``.
+    """One tensor, or one per layer where the names hold `{layer}`.
 
     Args:
         source: the name in the checkpoint.

@@ -31,11 +31,14 @@ class Checkpoint:
     Args:
         folder: the checkpoint.
         faults: receives what is wrong with the index and the set of shards.
+
     Raises:
         FileNotFoundError: there is no such folder.
         FormatError: config.json is absent, or a file breaks its format.
         UnsupportedError: the weights are pickled.
-    Cost: reads headers only.
+
+    Cost:
+        Reads headers only.
     """
 
     def __init__(self, folder: Path, faults: Faults) -> None:
@@ -53,7 +56,7 @@ class Checkpoint:
         self._faults = faults
 
     def open_weights(self) -> Mapping[str, StoredTensor]:
-        """Read the headers of all weight files; returns every tensor by name."""
+        """Reads the headers of all weight files; returns every tensor by name."""
         if (self.folder / _SINGLE).exists():
             self._open([_SINGLE])
         elif (self.folder / _INDEX).exists():
@@ -71,7 +74,7 @@ class Checkpoint:
         return MappingProxyType(tensors)
 
     def data(self, tensor: StoredTensor) -> npt.NDArray[np.uint8]:
-        """Return the bytes of a tensor: uint8[nbytes], a read-only view over its file."""
+        """Returns the bytes of a tensor: uint8[nbytes], a read-only view over its file."""
         return self.files[tensor.path.name].data(tensor)
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ class Faults:
         self._paths.append(path)
 
     def raise_if_any(self, folder: Path) -> None:
-        """Raise one FormatError for all faults; its path is their file, or else the folder."""
+        """Raises one FormatError for all faults; its path is their file, or else the folder."""
         if not self.sentences:
             return
         path = self._paths[0] if len(set(self._paths)) == 1 else folder

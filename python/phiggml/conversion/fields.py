@@ -15,7 +15,7 @@ INT32_MAX = 2**31 - 1
 
 
 def is_text(value: Any) -> TypeGuard[str]:
-    """Whether ``value`` is a string that UTF-8 can hold (JSON can smuggle in lone surrogates)."""
+    """Whether `value` is a string that UTF-8 can hold (JSON can smuggle in lone surrogates)."""
     if not isinstance(value, str):
         return False
     try:
@@ -81,7 +81,7 @@ class Fields:
         return float(value)
 
     def numbers(self, name: str, length: int | None) -> tuple[float, ...]:
-        """A list of ``length`` numbers above 0; None takes any length."""
+        """A list of `length` numbers above 0; None takes any length."""
         value = self._values.get(name)
         if value is None:
             self._missing(name)
@@ -127,7 +127,7 @@ class Fields:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether ``value`` is a finite number (true and false are none)."""
+    """Whether `value` is a finite number (true and false are none)."""
     if type(value) is int:
         return abs(value) < 2**127
     return type(value) is float and math.isfinite(value)

@@ -24,7 +24,7 @@ LARGE_LIMIT = 64 << 20
 
 
 def regular_size(path: Path) -> int:
-    """Return the size of a regular file; a pipe or device, which could block, is refused."""
+    """Returns the size of a regular file; a pipe or device, which could block, is refused."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise FormatError(
@@ -59,7 +59,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def parse_object(
     data: bytes, path: Path, *, offset: int = 0, unique: bool = False
 ) -> dict[str, Any]:
-    """Parse bytes that must be one JSON object; ``unique`` refuses a key that occurs twice."""
+    """Parses bytes that must be one JSON object; `unique` refuses a key that occurs twice."""
     try:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_refuse_duplicates if unique else None
@@ -82,5 +82,5 @@ def parse_object(
 
 
 def read_object(path: Path, *, limit: int = SMALL_LIMIT, unique: bool = False) -> dict[str, Any]:
-    """Read one JSON object from a file of at most ``limit`` bytes."""
+    """Reads one JSON object from a file of at most `limit` bytes."""
     return parse_object(read_bytes(path, limit), path, unique=unique)

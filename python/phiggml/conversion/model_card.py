@@ -30,7 +30,7 @@ def _flow_list(text: str) -> list[str]:
 
 
 def read_model_card(folder: Path) -> dict[str, str | list[str]]:
-    """Read the top-level keys of README.md's front matter that are strings or lists of strings.
+    """Reads the top-level keys of README.md's front matter that are strings or lists of strings.
 
     Nested values are passed over: nothing of them goes into a GGUF file. A folder without a card,
     or one whose card has no front matter, gives an empty mapping.

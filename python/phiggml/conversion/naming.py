@@ -69,7 +69,7 @@ def _is_far_from(part: str, parameters: int) -> bool:
 
 
 def _classify(parts: list[str], parameters: int) -> list[str | None]:
-    """Name what each part is; rewrites sizes and encodings in ``parts`` to their usual spelling."""
+    """Names what each part is; rewrites sizes and encodings in `parts` to their usual spelling."""
     kinds: list[str | None] = []
     for i, part in enumerate(parts):
         kind = None
@@ -108,7 +108,7 @@ def _base_length(parts: list[str], kinds: list[str | None]) -> int:
 
 
 def parse_model_id(model_id: str, parameters: int = 0) -> ModelName:
-    """Take "microsoft/Phi-3-mini-4k-instruct" apart.
+    """Takes "microsoft/Phi-3-mini-4k-instruct" apart.
 
     Args:
         model_id: an id, with or without the organization, or a plain title.
@@ -136,7 +136,7 @@ def parse_model_id(model_id: str, parameters: int = 0) -> ModelName:
 
 
 def named_for_tokenizer(name: str, *, strips: bool) -> str:
-    """Make a name say Phi-3 if, and only if, white space right of special tokens vanishes.
+    """Makes a name say Phi-3 if, and only if, white space right of special tokens vanishes.
 
     llama.cpp decides by the name: it strips where general.name holds "phi-3" or "phi3" in any case.
     So "Phi 3 Mini" becomes "Phi-3 Mini", and a name without Phi 3 gets it in front; where the

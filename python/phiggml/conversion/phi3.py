@@ -61,7 +61,7 @@ def _read_rope(
 ) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
     """Metadata and factor tensors from rope_scaling (old) or rope_parameters (new).
 
-    ``head_size`` is None where it is unknown because of other faults.
+    `head_size` is None where it is unknown because of other faults.
     """
     rope = config.inner("rope_scaling" if config.raw("rope_scaling") else "rope_parameters")
     kind = rope.text("rope_type", rope.text("type", "default")).lower()

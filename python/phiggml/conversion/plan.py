@@ -60,7 +60,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """What a conversion will write; ``str(plan)`` is a table.
+    """What a conversion will write; `str(plan)` is a table.
 
     Args:
         folder: the checkpoint.
@@ -89,9 +89,10 @@ class ConversionPlan:
         return tuple(file.path for file in self.checkpoint.files.values())
 
     def read(self, tensor: PlannedTensor, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """Return rows [start, stop) of a tensor in its planned type: uint8[stop-start, row_bytes].
+        """Rows [start, stop) of a tensor in its planned type: uint8[stop - start, row_bytes].
 
-        Cost: a view over the mapped file, except where BF16 or F16 become F32.
+        Cost:
+            A view over the mapped file, except where BF16 or F16 become F32.
         """
         if tensor.source is None:
             row = np.asarray([tensor.values], dtype="<f4").view(np.uint8)
@@ -143,7 +144,7 @@ def _match(
     checkpoint: Checkpoint,
     faults: Faults,
 ) -> tuple[PlannedTensor, ...]:
-    """Use every source tensor once and produce every target once, or say what stands against it."""
+    """Uses each source tensor once and produces each target once, or says what prevents it."""
     planned = {
         name: PlannedTensor(name, (len(values),), "F32", None, values)
         for name, values in config.vectors.items()
@@ -214,17 +215,21 @@ def _tokenizer_notes(vocabulary: Vocabulary) -> Iterator[str]:
 
 
 def plan_conversion(checkpoint: str | Path) -> ConversionPlan:
-    """Plan the conversion of a checkpoint; nothing is written and no weights are read.
+    """Plans the conversion of a checkpoint; nothing is written and no weights are read.
 
     Args:
         checkpoint: a folder with config.json, safetensors weights and tokenizer.model.
+
     Returns:
-        the plan, which ``pg.convert`` carries out.
+        the plan, which `pg.convert` carries out.
+
     Raises:
         FileNotFoundError: there is no such folder.
         FormatError: the checkpoint breaks its format; all faults are named together.
         UnsupportedError: the architecture, tokenizer or weight format is not converted here.
-    Cost: reads headers and tokenizer files, well under a second.
+
+    Cost:
+        Reads headers and tokenizer files, well under a second.
     """
     folder = Path(checkpoint)
     faults = Faults("convert")

@@ -40,7 +40,7 @@ _DTYPE_BITS: Mapping[str, int] = MappingProxyType(
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor of a checkpoint lies; ``offset`` counts from the start of the file."""
+    """Where a tensor of a checkpoint lies; `offset` counts from the start of the file."""
 
     name: str
     path: Path
@@ -55,9 +55,12 @@ class SafetensorsFile:
 
     Args:
         path: the file.
+
     Raises:
-        FormatError: the header breaks the format; ``path`` and ``offset`` say where.
-    Cost: reads the header only; mapping touches no data. A file that is replaced by another of the
+        FormatError: the header breaks the format; `path` and `offset` say where.
+
+    Cost:
+        Reads the header only; mapping touches no data. A file that is replaced by another of the
         same name meanwhile stays readable, as it was, through the map.
     """
 
@@ -74,7 +77,7 @@ class SafetensorsFile:
         self.tensors: Mapping[str, StoredTensor] = MappingProxyType(tensors)
 
     def data(self, tensor: StoredTensor) -> npt.NDArray[np.uint8]:
-        """Return the bytes of ``tensor``: uint8[nbytes], a read-only view that keeps the map alive.
+        """Returns the bytes of `tensor`: uint8[nbytes], a read-only view that keeps the map alive.
 
         Raises:
             FormatError: the file has been made shorter since its header was read.
@@ -89,7 +92,7 @@ class SafetensorsFile:
         return np.frombuffer(self._map, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
 
     def close(self) -> None:
-        """Let go of the map; views that are still held keep it until they go."""
+        """Lets go of the map; views that are still held keep it until they go."""
         self._map = None
 
     def _fail(self, sentence: str, offset: int = 0) -> NoReturn:

@@ -32,7 +32,7 @@ BPE = 2
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """What a tokenizer.model says; ``types`` are 1 normal to 6 byte, as GGUF numbers them too."""
+    """What a tokenizer.model says; `types` are 1 normal to 6 byte, as GGUF numbers them too."""
 
     pieces: tuple[str, ...]
     scores: tuple[float, ...]
@@ -107,7 +107,7 @@ class _Reader:
             self.fail(f"{what} has wire type {found} instead of {wire}", offset)
 
     def integers(self, at: int, end: int, wanted: dict[int, int]) -> dict[int, int]:
-        """Return the varint fields whose numbers are keys of ``wanted`` (number -> default)."""
+        """Returns the varint fields whose numbers are keys of `wanted` (number -> default)."""
         result = dict(wanted)
         for number, wire, start, stop in self.fields(at, end):
             if number in wanted:
@@ -142,13 +142,16 @@ def _read_piece(reader: _Reader, at: int, end: int) -> tuple[str, float, int]:
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
-    """Read a tokenizer.model.
+    """Reads a tokenizer.model.
 
     Args:
         path: the file, at most 32 MiB.
+
     Raises:
-        FormatError: it is no sentencepiece model; ``offset`` says at which byte that shows.
-    Cost: one read and a Python loop over the pieces, about 0.2 s for 32,000.
+        FormatError: it is no sentencepiece model; `offset` says at which byte that shows.
+
+    Cost:
+        One read and a Python loop over the pieces, about 0.2 s for 32,000.
     """
     reader = _Reader(read_bytes(path, _FILE_LIMIT), path)
     pieces: dict[str, tuple[float, int]] = {}

@@ -41,8 +41,9 @@ def special_token_metadata(
         config: config.json.
         generation: generation_config.json, or an empty mapping.
         faults: receives ids that are no tokens.
+
     Returns:
-        metadata. End-of-generation ids are eos, eot (``<|end|>``) and, where generation_config.json
+        metadata. End-of-generation ids are eos, eot (`<|end|>`) and, where generation_config.json
         names one more, eom: three keys that llama.cpp stops at.
     """
     metadata: dict[str, Any] = {}
@@ -86,7 +87,7 @@ def _special_ids(vocabulary: Vocabulary, config: dict[str, Any], faults: Faults)
 def _end_ids(
     vocabulary: Vocabulary, config: dict[str, Any], generation: dict[str, Any], faults: Faults
 ) -> list[int]:
-    """Every id that ends generation, ``<|end|>`` first, each once."""
+    """Every id that ends generation, `<|end|>` first, each once."""
     ends: list[int] = []
     if END_OF_TURN in vocabulary.ids:
         ends.append(vocabulary.ids[END_OF_TURN])

@@ -48,13 +48,16 @@ class Vocabulary:
 
     Args:
         folder: the checkpoint.
-        size: rows of the embedding; ids without a token become unused ``[PADn]`` tokens.
+        size: rows of the embedding; ids without a token become unused `[PADn]` tokens.
         faults: receives what is wrong with the tokenizer's files.
+
     Raises:
         FormatError: a file breaks its format.
         UnsupportedError: the tokenizer is no sentencepiece BPE model.
-    Source: llama.cpp's converter for Phi3ForCausalLM, except that user-defined pieces keep their
-        type, and that the chat markers are control tokens whatever the files say.
+
+    Source:
+        llama.cpp's converter for Phi3ForCausalLM, except that user-defined pieces keep their type,
+        and that the chat markers are control tokens whatever the files say.
     """
 
     def __init__(self, folder: Path, size: int, faults: Faults) -> None:
@@ -146,7 +149,7 @@ class Vocabulary:
         self.types[:count] = model.types[:count]
 
     def _place_added_tokens(self) -> None:
-        """Lay added tokens over the pieces; later files win, as in llama.cpp's converter."""
+        """Lays added tokens over the pieces; later files win, as in llama.cpp's converter."""
         path = self.folder / "added_tokens.json"
         for token, token_id in self._optional(path.name).items():
             self._place(path, token_id, token, sentencepiece.USER_DEFINED)
