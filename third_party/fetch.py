@@ -70,6 +70,17 @@ def wanted(member: str, pin: dict[str, Any]) -> bool:
     return kept and not any(member.startswith(d) for d in pin["drop"])
 
 
+def copy_out(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    """Writes one regular file; tarfile's own filters came with 3.11.4, and Debian 12 has 3.11.2."""
+    source = tar.extractfile(member)
+    assert source is not None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source, target.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    if member.mode & 0o100:
+        target.chmod(0o755)
+
+
 def unpack(archive: Path, folder: Path, pin: dict[str, Any], everything: bool) -> None:
     """Unpacks the pinned prefix of `archive` into `folder`: all of it, or what the pin keeps."""
     prefix = pin["prefix"]
@@ -78,9 +89,10 @@ def unpack(archive: Path, folder: Path, pin: dict[str, Any], everything: bool) -
             inner = member.name.removeprefix(prefix)
             if inner == member.name or not member.isfile():
                 continue
+            if ".." in Path(inner).parts or Path(inner).is_absolute():
+                raise SystemExit(f"fetch: {archive.name}: {member.name} would land outside.")
             if everything or wanted(inner, pin):
-                member.name = inner
-                tar.extract(member, folder, filter="data")
+                copy_out(tar, member, folder / inner)
 
 
 def archive_for(pin: dict[str, Any], folder: Path) -> Path:
