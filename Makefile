@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h cmake/* third_party/*.json) CMakeLists.txt pyproject.toml
+SOURCES := $(wildcard examples/phi3-nano/* csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h cmake/* third_party/*.json) CMakeLists.txt pyproject.toml
 
 .PHONY: demo test test-slow lint format bench stock reference nano clean
 
