@@ -108,7 +108,10 @@ CASES: dict[str, Case] = {
         f"max_tokens={value!r}": (_generated("dog", max_tokens=value), INPUT)
         for value in (0, -1, 1.5, "5", None)
     },
-    **{f"stop={value!r}": (_generated("dog", stop=value), INPUT) for value in ("", [""], [5])},
+    **{
+        f"stop={value!r}": (_generated("dog", stop=value), INPUT)
+        for value in ("", [""], [5], None, 5)
+    },
     **{
         f"tokens={value!r}": (_evaluated(value), INPUT)
         for value in ([], [-1], [2**31], [2**63], [1.5], ["dog"], [[1, 2]], "dog", [True], None)

@@ -140,6 +140,18 @@ def test_other_use_during_a_stream(session: pg.Session) -> None:
         next(stream)
 
 
+def test_other_use_before_a_stream_is_read(session: pg.Session) -> None:
+    first = session.stream("The dog", max_tokens=3, sampling=GREEDY)
+    second = session.stream("The cat", max_tokens=3, sampling=GREEDY)
+    with pytest.raises(pg.SessionError, match="meanwhile"):
+        next(first)
+    assert len(list(second)) == 3
+    third = session.stream("The cat", max_tokens=3, sampling=GREEDY)
+    session.eval([5])
+    with pytest.raises(pg.SessionError, match="meanwhile"):
+        next(third)
+
+
 def test_two_threads_at_once(nano_model: pg.Model) -> None:
     errors: list[BaseException] = []
     with pg.Session(nano_model, n_ctx=4096) as session:

@@ -82,8 +82,8 @@ class Session:
         settings.flash_attn = _flash(flash_attn)
         if n_ctx is not None:
             settings.n_ctx = _positive("n_ctx", n_ctx)
-        self._owned = None if isinstance(model, Model) else Model(model)
-        self._model = model if isinstance(model, Model) else self._loaded()
+        self._owns_model = not isinstance(model, Model)
+        self._model = model if isinstance(model, Model) else Model(model)
         self._use = 0
         try:
             core_model = self._model._open()
@@ -92,8 +92,8 @@ class Session:
                 settings.n_ctx = max(1, min(core_model.n_ctx_train, DEFAULT_CONTEXT))
             self._core = _core.session.Session(core_model, settings)
         except BaseException:
-            if self._owned is not None:
-                self._owned.close()
+            if self._owns_model:
+                self._model.close()
             raise
         finally:
             forward_log()
@@ -223,14 +223,12 @@ class Session:
             raise InputError(f"generate: max_tokens is {max_tokens!r}: it must be an integer >= 1.")
         if not isinstance(sampling, Sampling):
             raise InputError(f"generate: sampling is {sampling!r}: it must be a Sampling.")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if not all(isinstance(text, str) and text for text in stops):
-            raise InputError("generate: a stop text is empty or no string. Leave it out.")
+        stops = _stop_texts(stop)
         ids = self._prompt_ids(prompt)
         sampler = sampling._sampler(self._model.n_vocab, self.n_ctx)
         self._use += 1
         self._core.reset()
-        return self._written(ids, max_tokens, sampler, stops)
+        return self._written(ids, max_tokens, sampler, stops=stops, use=self._use)
 
     def chat(
         self,
@@ -276,8 +274,8 @@ class Session:
             SessionError: another thread is using the session.
         """
         self._core.close()
-        if self._owned is not None:
-            self._owned.close()
+        if self._owns_model:
+            self._model.close()
 
     def __enter__(self) -> Session:
         return self
@@ -295,10 +293,6 @@ class Session:
             return "<Session, closed>"
         return f"<Session of {self._model!r}, {len(self.tokens)} of {self.n_ctx} tokens>"
 
-    def _loaded(self) -> Model:
-        assert self._owned is not None
-        return self._owned
-
     def _prompt_ids(self, prompt: str | Tokens) -> npt.NDArray[np.int32]:
         if isinstance(prompt, str):
             bos = self._model._special_tokens().get("bos_token")
@@ -315,11 +309,13 @@ class Session:
         ids: npt.NDArray[np.int32],
         max_tokens: int,
         sampler: _core.session.Sampler,
+        *,
         stops: tuple[str, ...],
+        use: int,
     ) -> Iterator[Chunk]:
+        self._require_no_other_use(use)
         core_model = self._model._open()
         text = TextStream(stops, strip_space=self._adds_space_after(int(ids[-1])))
-        use = self._use
         timer = Timer(len(ids))
         try:
             self._core.prefill(ids)
@@ -339,14 +335,17 @@ class Session:
                     yield Chunk(piece + text.rest(), token, "length", timer.timings(n))
                     return
                 yield Chunk(piece, token, None, None)
-                if self._use != use:
-                    raise SessionError(
-                        "stream: the session was used for something else meanwhile. Read a stream "
-                        "to its end first, or make a second Session."
-                    )
+                self._require_no_other_use(use)
                 self._core.prefill(np.array([token], np.int32))
         finally:
             forward_log()
+
+    def _require_no_other_use(self, use: int) -> None:
+        if self._use != use:
+            raise SessionError(
+                "stream: the session was used for something else meanwhile. Read a stream to its "
+                "end first, or make a second Session."
+            )
 
     def _adds_space_after(self, token: int) -> bool:
         """Whether the tokenizer puts a space before text that follows this token."""
@@ -362,6 +361,15 @@ def _threads(threads: int | None, n_bytes: int) -> int:
     if threads is None and n_bytes < SMALL_MODEL:
         return 1
     return thread_count(threads, "session")
+
+
+def _stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
+    texts = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(texts, Sequence) or not all(isinstance(t, str) and t for t in texts):
+        raise InputError(
+            f"generate: stop is {stop!r}: it must be a text or several, none of them empty."
+        )
+    return tuple(texts)
 
 
 def _positive(name: str, value: Any) -> int:
