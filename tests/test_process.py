@@ -37,7 +37,9 @@ DAEMONS = {
 
 def run(code: str, *arguments: object) -> None:
     """Runs code in a child, which must end well and say nothing on stderr."""
-    command = [sys.executable, "-c", PREAMBLE + textwrap.dedent(code), *map(str, arguments)]
+    # Python 3.12 on warns of any fork beside threads, which is what some of these are about.
+    command = [sys.executable, "-W", "ignore::DeprecationWarning"]
+    command += ["-c", PREAMBLE + textwrap.dedent(code), *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (0, "")
 
