@@ -52,6 +52,19 @@ inline std::vector<std::int32_t> token_vector(const py::array & tokens) {
     return std::vector<std::int32_t>(data, data + tokens.size());
 }
 
+// Hands a vector's memory to numpy, which frees it. No copy: numpy would let go of the GIL while it copies, and the
+// interpreter may end there (docs/decisions.md).
+template <typename T>
+py::array_t<T> owned_array(std::vector<T> && values, std::vector<py::ssize_t> shape) {
+    auto holder = std::make_unique<std::vector<T>>(std::move(values));
+    const T * data = holder->data();
+    const py::capsule owner(holder.get(), [](void * pointer) {
+        const std::unique_ptr<std::vector<T>> freed(static_cast<std::vector<T> *>(pointer));
+    });
+    static_cast<void>(holder.release());
+    return py::array_t<T>(std::move(shape), data, owner);
+}
+
 template <typename T>
 T * writable_data(py::array & array, const char * what) {
     contiguous_data<T>(array, what);

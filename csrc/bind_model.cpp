@@ -12,9 +12,9 @@ std::shared_ptr<Model> load(const ModelSettings & settings, const py::object & o
 
 py::array_t<std::int32_t> tokenize(const Model & model, const std::string & text, bool add_special,
                                    bool parse_special) {
-    const std::vector<std::int32_t> tokens =
-        call_released([&] { return model.tokenize(text, add_special, parse_special); });
-    return py::array_t<std::int32_t>(static_cast<py::ssize_t>(tokens.size()), tokens.data());
+    std::vector<std::int32_t> tokens = call_released([&] { return model.tokenize(text, add_special, parse_special); });
+    const auto n = static_cast<py::ssize_t>(tokens.size());
+    return owned_array(std::move(tokens), {n});
 }
 
 py::bytes detokenize(const Model & model, const py::array & tokens, bool special) {

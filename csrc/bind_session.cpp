@@ -26,25 +26,13 @@ auto call(Session & session, std::size_t n_tokens, Work && work) {
     }
 }
 
-// Hands a vector's memory to numpy, which frees it.
-py::array_t<float> owned_array(std::vector<float> && values, py::ssize_t n_columns) {
-    auto holder = std::make_unique<std::vector<float>>(std::move(values));
-    const py::ssize_t n_rows = n_columns == 0 ? 0 : static_cast<py::ssize_t>(holder->size()) / n_columns;
-    const float * data = holder->data();
-    const py::capsule owner(holder.get(), [](void * pointer) {
-        const std::unique_ptr<std::vector<float>> freed(static_cast<std::vector<float> *>(pointer));
-    });
-    holder.release();
-    return py::array_t<float>({n_rows, n_columns}, data, owner);
-}
-
 py::array_t<float> eval(Session & session, const py::array & tokens, bool all_logits) {
     const std::vector<std::int32_t> ids = token_vector(tokens);
     std::vector<float> logits =
         call(session, ids.size(), [&](Progress & progress) { return session.eval(ids, all_logits, progress); });
     const std::size_t n_rows = all_logits ? ids.size() : 1;
     const auto n_columns = static_cast<py::ssize_t>(logits.size() / n_rows);
-    return owned_array(std::move(logits), n_columns);
+    return owned_array(std::move(logits), {static_cast<py::ssize_t>(n_rows), n_columns});
 }
 
 void prefill(Session & session, const py::array & tokens) {
@@ -53,8 +41,9 @@ void prefill(Session & session, const py::array & tokens) {
 }
 
 py::array_t<std::int32_t> session_tokens(const Session & session) {
-    const std::vector<std::int32_t> tokens = session.tokens();
-    return py::array_t<std::int32_t>(static_cast<py::ssize_t>(tokens.size()), tokens.data());
+    std::vector<std::int32_t> tokens = session.tokens();
+    const auto n = static_cast<py::ssize_t>(tokens.size());
+    return owned_array(std::move(tokens), {n});
 }
 
 std::unique_ptr<Session> make_session(const std::shared_ptr<Model> & model, const SessionSettings & settings) {
