@@ -109,13 +109,19 @@ def test_the_cpu_module_has_amx_where_the_cpu_has() -> None:
 
 
 @pytest.mark.parametrize("type", ["Q4_K", "Q4_0", "Q8_0", "Q6_K"])
-def test_quantized_products(tmp_path: Path, nano_f32: Path, type: str) -> None:
+def test_quantized_products(
+    tmp_path: Path, nano_f32: Path, type: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """On a CPU with AMX these run on its tiles, where GCC 12 once made every product fault."""
     path = tmp_path / "pure.gguf"
     overrides = {"blk\\..*(attn|ffn)_(qkv|output|up|down)\\.weight": type}
     pg.quantize_model(nano_f32, path, "Q8_0", overrides=overrides)
     tokens = np.arange(3, 67)  # many rows: the tile path is for matrices
-    with pg.Session(path, n_ctx=128) as session, pg.Session(nano_f32, n_ctx=128) as exact:
+    with caplog.at_level(logging.DEBUG, logger="phiggml"):
+        session = pg.Session(path, n_ctx=128)
+    on_tiles = any("AMX model buffer size" in record.message for record in caplog.records)
+    assert on_tiles == cpu_has("amx_int8")
+    with session, pg.Session(nano_f32, n_ctx=128) as exact:
         found, truth = session.eval(tokens, logits="all"), exact.eval(tokens, logits="all")
     # Decoded weights of 4 bits are about 7% off (PERFORMANCE of the types: test_quant.py).
     assert np.sqrt(np.mean((found - truth) ** 2) / np.mean(truth**2)) < 0.5
