@@ -68,7 +68,13 @@ void register_session(py::module_ & m) {
         .def_readwrite("seed", &SamplingSettings::seed);
     py::class_<Sampler>(sub, "Sampler")
         .def(py::init<const SamplingSettings &, std::int32_t>(), py::arg("settings"), py::arg("n_vocab"))
-        .def("accept", &Sampler::accept, py::arg("token"));
+        .def(
+            "accept",
+            [](Sampler & sampler, const py::array & tokens) {
+                const std::vector<std::int32_t> ids = token_vector(tokens);
+                call_released([&] { sampler.accept(ids); });
+            },
+            py::arg("tokens"));
     py::class_<SessionSettings>(sub, "SessionSettings")
         .def(py::init<>())
         .def_readwrite("n_ctx", &SessionSettings::n_ctx)

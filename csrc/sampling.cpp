@@ -65,8 +65,10 @@ Sampler::Sampler(const SamplingSettings & settings, std::int32_t n_vocab) {
     add(llama_sampler_init_dist(settings.seed));
 }
 
-void Sampler::accept(std::int32_t token) {
-    llama_sampler_accept(chain_.get(), token);
+void Sampler::accept(const std::vector<std::int32_t> & tokens) {
+    for (const std::int32_t token : tokens) {
+        llama_sampler_accept(chain_.get(), token);
+    }
 }
 
 std::int32_t Sampler::sample(llama_context * context) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 struct llama_context;
 struct llama_sampler;
@@ -26,8 +27,8 @@ class Sampler {
 public:
     Sampler(const SamplingSettings & settings, std::int32_t n_vocab);
 
-    // Tells the penalties of a token that was not sampled here.
-    void accept(std::int32_t token);
+    // Tells the penalties of tokens that were not sampled here.
+    void accept(const std::vector<std::int32_t> & tokens);
 
     // Chooses from the context's last logits.
     std::int32_t sample(llama_context * context);

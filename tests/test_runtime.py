@@ -15,6 +15,8 @@ import phiggml as pg
 from phiggml import _core
 from phiggml.runtime import library_folder, thread_count
 
+NANO = Path(__file__).resolve().parent.parent / "examples" / "phi3-nano"
+
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -36,10 +38,29 @@ def test_import_prints_nothing_and_stays_light() -> None:
 
 def test_library_calls_print_nothing(nano_f16: Path, tmp_path: Path) -> None:
     code = f"""
+import numpy as np
 import phiggml as pg
+pg.devices()
+x = np.random.default_rng(0).standard_normal((2, 256), np.float32)
+for type in pg.quant_types():
+    pg.quantize(x, type, imatrix=np.ones(256, np.float32)).dequantize()
+    pg.quantization_error(x, type, imatrix=np.ones(256, np.float32))
+    try:
+        pg.quantize(x * 1e30, type, imatrix=np.ones(256, np.float32))
+    except pg.InputError:
+        pass
+pg.convert({str(NANO)!r}, {str(tmp_path / "c.gguf")!r}, "BF16")
+with pg.GGUFFile({str(tmp_path / "c.gguf")!r}) as file:
+    list(file.metadata.items())
+open({str(tmp_path / "cut.gguf")!r}, "wb").write(open({str(nano_f16)!r}, "rb").read()[:5000])
+try:
+    pg.Model({str(tmp_path / "cut.gguf")!r})
+except pg.FormatError:
+    pass
 pg.quantize_model({str(nano_f16)!r}, {str(tmp_path / "q.gguf")!r}, "Q4_K_M")
 with pg.Session({str(tmp_path / "q.gguf")!r}, n_ctx=64) as session:
-    session.generate("The dog", max_tokens=3)
+    session.generate("The dog", max_tokens=3, sampling=pg.Sampling(repeat_penalty=1.1))
+    session.chat([{{"role": "user", "content": "Hi"}}], max_tokens=3)
     try:
         session.eval([5] * 100)
     except pg.SessionError:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import inspect
 import os
+from collections.abc import Callable
 from typing import Any
 
 import phiggml as pg
@@ -75,24 +76,16 @@ def _override(text: str) -> tuple[str, str]:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    with ProgressBar(quiet=arguments.quiet) as bar:
-        report = pg.convert(
-            arguments.source,
-            arguments.out,
-            arguments.type,
-            overrides=dict(arguments.override),
-            options=_options(arguments),
-            threads=arguments.threads,
-            progress=bar,
-            overwrite=arguments.overwrite,
-            dry_run=arguments.dry_run,
-        )
-    return _tell(report, arguments)
+    return _write(pg.convert, arguments)
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
+    return _write(pg.quantize_model, arguments)
+
+
+def _write(verb: Callable[..., pg.Report], arguments: argparse.Namespace) -> int:
     with ProgressBar(quiet=arguments.quiet) as bar:
-        report = pg.quantize_model(
+        report = verb(
             arguments.source,
             arguments.out,
             arguments.type,

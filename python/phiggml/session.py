@@ -319,8 +319,7 @@ class Session:
         timer = Timer(len(ids))
         try:
             self._core.prefill(ids)
-            for token in ids:
-                sampler.accept(int(token))
+            sampler.accept(ids)
             timer.prompt_done()
             for n in range(1, max_tokens + 1):
                 token = self._core.sample(sampler)
