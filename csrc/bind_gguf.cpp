@@ -7,6 +7,7 @@
 
 #include "bind.h"
 #include "gguf.h"
+#include "mapped_file.h"
 #include "quant.h"
 
 namespace phiggml {
@@ -30,33 +31,48 @@ py::object decode_string(std::string_view text) {
     return py::reinterpret_steal<py::object>(decoded);
 }
 
-py::dtype dtype_of(GgufType type) {
+py::dtype dtype_of(GgufType type, bool big_endian) {
     const char * code = nullptr;
     switch (type) {
-        case GgufType::uint8: code = "<u1"; break;
-        case GgufType::int8: code = "<i1"; break;
-        case GgufType::uint16: code = "<u2"; break;
-        case GgufType::int16: code = "<i2"; break;
-        case GgufType::uint32: code = "<u4"; break;
-        case GgufType::int32: code = "<i4"; break;
-        case GgufType::float32: code = "<f4"; break;
+        case GgufType::uint8: code = "u1"; break;
+        case GgufType::int8: code = "i1"; break;
+        case GgufType::uint16: code = "u2"; break;
+        case GgufType::int16: code = "i2"; break;
+        case GgufType::uint32: code = "u4"; break;
+        case GgufType::int32: code = "i4"; break;
+        case GgufType::float32: code = "f4"; break;
         case GgufType::boolean: code = "?"; break;
-        case GgufType::uint64: code = "<u8"; break;
-        case GgufType::int64: code = "<i8"; break;
-        case GgufType::float64: code = "<f8"; break;
+        case GgufType::uint64: code = "u8"; break;
+        case GgufType::int64: code = "i8"; break;
+        case GgufType::float64: code = "f8"; break;
         case GgufType::string:
         case GgufType::array: throw Error(ErrorKind::unsupported, "decode: strings and arrays have no dtype.");
     }
-    return py::dtype::from_args(py::str(code));
+    return py::dtype::from_args(py::str((big_endian ? ">" : "<") + std::string(code)));
 }
 
 void make_read_only(py::array & array) {
     py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 }
 
-// A copy: values in the header are not aligned.
-py::array decode_numbers(const GgufFile & file, const GgufEntry & entry) {
-    py::array array(dtype_of(entry.type), static_cast<py::ssize_t>(entry.count), file.file().data() + entry.offset);
+// A copy of the value's bytes.
+py::array copy_numbers(const GgufFile & file, const GgufEntry & entry) {
+    py::array array(dtype_of(entry.type, file.header().big_endian), static_cast<py::ssize_t>(entry.count));
+    auto * const out = static_cast<std::uint8_t *>(array.mutable_data());
+    call_released([&] { file.source().read(entry.offset, entry.end - entry.offset, out); });
+    // What is not 0 or 1 any more has been written since the file was opened; numpy would misbehave on it.
+    if (entry.type == GgufType::boolean) {
+        std::transform(out, out + entry.count, out, [](std::uint8_t byte) { return byte != 0 ? 1 : 0; });
+    }
+    make_read_only(array);
+    return array;
+}
+
+// A view whose base is the File, so the bytes live as long as any view. numpy sees that they are not aligned.
+py::array view_numbers(const FilePointer & file, const GgufEntry & entry) {
+    py::array array(dtype_of(entry.type, file->header().big_endian), {static_cast<py::ssize_t>(entry.count)},
+                    {static_cast<py::ssize_t>(gguf_type_size(entry.type))}, file->source().data() + entry.offset,
+                    py::cast(file));
     make_read_only(array);
     return array;
 }
@@ -72,10 +88,32 @@ const GgufEntry & entry_of(const GgufFile & file, std::string_view key) {
 py::object decode_value(const FilePointer & file, std::string_view key) {
     const GgufEntry & entry = entry_of(*file, key);
     if (entry.type == GgufType::string) {
-        return entry.is_array ? py::cast(StringArray{file, &entry}) : decode_string(file->string_at(entry, 0));
+        return entry.is_array ? py::cast(StringArray{file, &entry})
+                              : decode_string(file->strings(entry, 0, 1).texts.front());
     }
-    const py::array numbers = decode_numbers(*file, entry);
-    return entry.is_array ? py::object(numbers) : numbers.attr("item")();
+    if (!entry.is_array) {
+        return copy_numbers(*file, entry).attr("item")(0);
+    }
+    const bool can_view = file->source().data() != nullptr && entry.type != GgufType::boolean && entry.count > 0;
+    return can_view ? view_numbers(file, entry) : copy_numbers(*file, entry);
+}
+
+// Type and value as a little-endian file of version 2 or 3 has them; None of any other file.
+py::object raw_value(const GgufFile & file, std::string_view key) {
+    const GgufEntry & entry = entry_of(file, key);
+    if (file.header().big_endian || file.header().version == 1) {
+        return py::none();
+    }
+    const std::uint64_t begin = entry.key_offset + 8 + entry.key.size();
+    const std::uint64_t nbytes = entry.end - begin;
+    py::bytes raw =
+        py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<py::ssize_t>(nbytes)));
+    if (!raw) {
+        throw py::error_already_set();
+    }
+    auto * const out = reinterpret_cast<std::uint8_t *>(PyBytes_AS_STRING(raw.ptr()));
+    call_released([&] { file.source().read(begin, nbytes, out); });
+    return raw;
 }
 
 std::uint64_t string_count(const StringArray & strings) {
@@ -86,7 +124,7 @@ py::object string_at(const StringArray & strings, std::uint64_t index) {
     if (index >= strings.entry->count) {
         throw py::index_error("string array index out of range");
     }
-    return decode_string(strings.file->string_at(*strings.entry, index));
+    return decode_string(strings.file->strings(*strings.entry, index, index + 1).texts.front());
 }
 
 // Strings [start, stop), which are clipped to the array.
@@ -95,15 +133,10 @@ py::list strings_between(const StringArray & strings, std::uint64_t start, std::
     if (start >= stop) {
         return py::list();
     }
-    py::list list(static_cast<py::ssize_t>(stop - start));
-    const std::uint64_t stride = GgufEntry::string_stride;
-    std::uint64_t position = strings.entry->string_marks[start / stride];
-    for (std::uint64_t skip = start % stride; skip > 0; --skip) {
-        strings.file->next_string(position);
-    }
-    for (std::uint64_t i = start; i < stop; ++i) {
-        PyList_SET_ITEM(list.ptr(), static_cast<py::ssize_t>(i - start),
-                        decode_string(strings.file->next_string(position)).release().ptr());
+    const GgufStrings found = call_released([&] { return strings.file->strings(*strings.entry, start, stop); });
+    py::list list(found.texts.size());
+    for (std::size_t i = 0; i < found.texts.size(); ++i) {
+        PyList_SET_ITEM(list.ptr(), static_cast<py::ssize_t>(i), decode_string(found.texts[i]).release().ptr());
     }
     return list;
 }
@@ -126,19 +159,22 @@ py::tuple describe_tensor(const GgufFile & file, std::size_t index) {
                           tensor.nbytes);
 }
 
-// The view's base is the File itself, so the mapping lives as long as any view; its pages are not writable, and numpy
-// finds no writable buffer behind the base, so nobody can set the flag back.
-py::array view_tensor(const py::object & self, std::size_t index) {
+// The view's base is the File itself, so the bytes live as long as any view; they are not writable, and numpy finds no
+// writable buffer behind the base, so nobody can set the flag back. None where the bytes are not in memory.
+py::object view_tensor(const py::object & self, std::size_t index) {
     const auto & file = self.cast<const GgufFile &>();
     const GgufTensor & tensor = tensor_at(file, index);
+    if (file.source().data() == nullptr) {
+        return py::none();
+    }
     std::vector<std::int64_t> shape = numpy_shape(tensor);
     if (shape.empty()) {
         shape.push_back(0);
     }
     shape.back() = static_cast<std::int64_t>(tensor.row_bytes);
-    py::array array(py::dtype::of<std::uint8_t>(), shape, file.file().data() + tensor.offset, self);
+    py::array array(py::dtype::of<std::uint8_t>(), shape, file.source().data() + tensor.offset, self);
     make_read_only(array);
-    return array;
+    return std::move(array);
 }
 
 void read_tensor(const GgufFile & file, std::size_t index, std::uint64_t start_row, py::array out) {
@@ -150,7 +186,7 @@ void read_tensor(const GgufFile & file, std::size_t index, std::uint64_t start_r
         throw Error(ErrorKind::input, "read: tensor '" + tensor.name + "': the rows lie beyond its " +
                                           std::to_string(tensor.nbytes / tensor.row_bytes) + " rows.");
     }
-    call_released([&] { file.file().read(tensor.offset + start, nbytes, bytes); });
+    call_released([&] { file.source().read(tensor.offset + start, nbytes, bytes); });
 }
 
 py::list list_keys(const GgufFile & file) {
@@ -159,6 +195,58 @@ py::list list_keys(const GgufFile & file) {
         keys.append(entry.key);
     }
     return keys;
+}
+
+// Bytes that nobody can write to are used where they lie, others copied.
+FilePointer file_of_buffer(const py::buffer & buffer, const py::bytes & name) {
+    auto info = std::make_shared<py::buffer_info>(buffer.request());
+    if (info->ndim != 1 || info->itemsize != 1 || (info->size > 1 && info->strides[0] != 1)) {
+        throw Error(ErrorKind::input, "GGUFFile: the buffer must be of contiguous bytes. Pass bytes(buffer).");
+    }
+    const auto * data = static_cast<const std::uint8_t *>(info->ptr);
+    const auto size = static_cast<std::uint64_t>(info->size);
+    std::shared_ptr<const void> owner;
+    if (info->readonly) {
+        owner = std::shared_ptr<const void>(info.get(), [info](const void *) mutable {
+            const py::gil_scoped_acquire held;
+            info.reset();
+        });
+    } else {
+        auto copy = std::make_shared<std::vector<std::uint8_t>>(data, data + size);
+        data = copy->data();
+        owner = std::move(copy);
+    }
+    const auto source = std::make_shared<const MemoryBytes>(data, size, std::move(owner), std::string(name));
+    return call_released([&] { return std::make_shared<GgufFile>(source); });
+}
+
+// The file whose first bytes these are; or, when the header goes on behind them, how many would be needed at least.
+py::object file_of_front(const py::bytes & front, std::uint64_t size, const py::bytes & name) {
+    const std::string_view bytes = front;
+    const auto source = std::make_shared<const FileFront>(std::vector<std::uint8_t>(bytes.begin(), bytes.end()), size,
+                                                          std::string(name));
+    try {
+        return py::cast(call_released([&] { return std::make_shared<GgufFile>(source); }));
+    } catch (const FileFront::Beyond & beyond) {
+        return py::int_(beyond.wanted);
+    }
+}
+
+// (message, offset) of each; names that are no text appear with escapes.
+py::list find_faults(const py::bytes & path) {
+    const std::string name = path;
+    const std::vector<GgufFault> faults = call_released([&] { return find_gguf_faults(*MappedFile::open(name)); });
+    py::list found;
+    for (const GgufFault & fault : faults) {
+        const auto size = static_cast<py::ssize_t>(fault.message.size());
+        const auto message =
+            py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(fault.message.data(), size, "backslashreplace"));
+        if (!message) {
+            throw py::error_already_set();
+        }
+        found.append(py::make_tuple(message, fault.offset));
+    }
+    return found;
 }
 
 }  // namespace
@@ -177,13 +265,25 @@ void register_gguf(py::module_ & m) {
                  return call_released([&] { return std::make_shared<GgufFile>(MappedFile::open(name)); });
              }),
              py::arg("path"))
+        .def_static(
+            "from_descriptor",
+            [](int descriptor, const py::bytes & path) {
+                const std::string name = path;
+                return call_released(
+                    [&] { return std::make_shared<GgufFile>(MappedFile::from_descriptor(descriptor, name)); });
+            },
+            py::arg("descriptor"), py::arg("name"))
+        .def_static("from_buffer", &file_of_buffer, py::arg("buffer"), py::arg("name"))
+        .def_static("from_front", &file_of_front, py::arg("front"), py::arg("size"), py::arg("name"))
         .def_property_readonly("version", [](const GgufFile & file) { return file.header().version; })
         .def_property_readonly("alignment", [](const GgufFile & file) { return file.header().alignment; })
         .def_property_readonly("data_offset", [](const GgufFile & file) { return file.header().data_offset; })
-        .def_property_readonly("size", [](const GgufFile & file) { return file.file().size(); })
+        .def_property_readonly("size", [](const GgufFile & file) { return file.source().size(); })
+        .def_property_readonly("is_big_endian", [](const GgufFile & file) { return file.header().big_endian; })
         .def_property_readonly("n_keys", [](const GgufFile & file) { return file.header().entries.size(); })
         .def_property_readonly("n_tensors", [](const GgufFile & file) { return file.header().tensors.size(); })
         .def("keys", &list_keys)
+        .def("raw_value", &raw_value, py::arg("key"))
         .def("value", &decode_value, py::arg("key"))
         .def(
             "value_type",
@@ -192,6 +292,7 @@ void register_gguf(py::module_ & m) {
         .def("tensor", &describe_tensor, py::arg("index"))
         .def("tensor_data", &view_tensor, py::arg("index"))
         .def("read_tensor", &read_tensor, py::arg("index"), py::arg("start_row"), py::arg("out"));
+    sub.def("find_faults", &find_faults, py::arg("path"));
 }
 
 }  // namespace phiggml

@@ -37,14 +37,15 @@ std::uint64_t gguf_type_size(GgufType type) noexcept {
     return facts == nullptr ? 0 : facts->size;
 }
 
-GgufFile::GgufFile(std::shared_ptr<const MappedFile> file) : file_(std::move(file)) {
+GgufFile::GgufFile(std::shared_ptr<const ByteSource> source) : source_(std::move(source)) {
     try {
-        header_ = parse_gguf(file_->data(), file_->size());
+        header_ = parse_gguf(*source_);
     } catch (const Error & error) {
-        const std::string message = "read GGUF: " + file_->path() + ": " + error.message();
-        Error named =
-            error.kind() == ErrorKind::format ? Error::format(message, error.offset()) : Error(error.kind(), message);
-        throw named.with_path(file_->path());
+        if (error.kind() != ErrorKind::format || !error.path().empty()) {
+            throw;
+        }
+        throw Error::format("read GGUF: " + source_->name() + ": " + error.message(), error.offset())
+            .with_path(source_->name());
     }
 }
 
@@ -59,29 +60,44 @@ const GgufEntry * GgufFile::find(std::string_view key) const {
     return &header_.entries[*found];
 }
 
-std::string_view GgufFile::next_string(std::uint64_t & position) const {
-    const std::uint64_t prefix = header_.version == 1 ? 4 : 8;
-    std::uint64_t length = 0;
-    for (std::uint64_t i = 0; i < prefix; ++i) {
-        length |= static_cast<std::uint64_t>(file_->data()[position + i]) << (8 * i);
+GgufStrings GgufFile::strings(const GgufEntry & entry, std::uint64_t start, std::uint64_t stop) const {
+    GgufStrings found;
+    if (start >= stop) {
+        return found;
     }
-    const std::uint64_t begin = position + prefix;
-    // The parser has checked this; checked again because the file may have been written to since.
-    if (begin > file_->size() || length > file_->size() - begin) {
-        throw Error::format("read GGUF: " + file_->path() + ": it has changed since it was opened. Open it again.",
-                            position)
-            .with_path(file_->path());
-    }
-    position = begin + length;
-    return {reinterpret_cast<const char *>(file_->data() + begin), static_cast<std::size_t>(length)};
-}
+    constexpr std::uint64_t stride = GgufEntry::string_stride;
+    const std::uint64_t begin = entry.is_array ? entry.string_marks[start / stride] : entry.offset;
+    const std::uint64_t last_mark = (stop + stride - 1) / stride;
+    const std::uint64_t end = last_mark < entry.string_marks.size() ? entry.string_marks[last_mark] : entry.end;
+    found.bytes.reset(new std::uint8_t[end - begin]);
+    source_->read(begin, end - begin, found.bytes.get());
 
-std::string_view GgufFile::string_at(const GgufEntry & entry, std::uint64_t index) const {
-    std::uint64_t position = entry.is_array ? entry.string_marks[index / GgufEntry::string_stride] : entry.offset;
-    for (std::uint64_t skip = entry.is_array ? index % GgufEntry::string_stride : 0; skip > 0; --skip) {
-        next_string(position);
+    const std::uint64_t prefix = header_.version == 1 ? 4 : 8;
+    const std::uint64_t nbytes = end - begin;
+    found.texts.reserve(stop - start);
+    std::uint64_t position = 0;
+    for (std::uint64_t i = entry.is_array ? start / stride * stride : 0; i < stop; ++i) {
+        std::uint64_t length = 0;
+        // The parser has checked this; checked again because the file may have been written to since.
+        const bool has_prefix = nbytes - position >= prefix;
+        if (has_prefix) {
+            const std::uint8_t * at = found.bytes.get() + position;
+            length = prefix == 8 ? load_integer<std::uint64_t>(at, header_.big_endian)
+                                 : load_integer<std::uint32_t>(at, header_.big_endian);
+        }
+        if (!has_prefix || length > nbytes - position - prefix) {
+            throw Error::format(
+                "read GGUF: " + source_->name() + ": it has changed since it was opened. Open it again.",
+                begin + position)
+                .with_path(source_->name());
+        }
+        if (i >= start) {
+            found.texts.emplace_back(reinterpret_cast<const char *>(found.bytes.get() + position + prefix),
+                                     static_cast<std::size_t>(length));
+        }
+        position += prefix + length;
     }
-    return next_string(position);
+    return found;
 }
 
 }  // namespace phiggml

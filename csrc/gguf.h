@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "mapped_file.h"
+#include "byte_source.h"
 
 namespace phiggml {
 
@@ -43,6 +43,7 @@ struct GgufEntry {
     GgufType type{};               // of the value, or of the elements of an array
     bool is_array = false;
     std::uint64_t offset = 0;                 // of the first element
+    std::uint64_t end = 0;                    // behind the last
     std::uint64_t count = 1;                  // elements
     std::vector<std::uint64_t> string_marks;  // arrays of strings: where every string_stride-th begins
 
@@ -63,6 +64,7 @@ struct GgufTensor {
 // What the header says. Keys and names are copies: nobody can change them once they have been checked.
 struct GgufHeader {
     std::uint32_t version = 0;
+    bool big_endian = false;
     std::uint32_t alignment = 32;
     std::uint64_t data_offset = 0;
     std::vector<GgufEntry> entries;
@@ -70,29 +72,57 @@ struct GgufHeader {
     std::vector<std::size_t> entries_by_key;  // indices of entries, sorted by key
 };
 
-// One pass, memory proportional to `size` at worst. Throws Error: format with the offset of the fault; unsupported for
-// big-endian files.
-GgufHeader parse_gguf(const std::uint8_t * data, std::uint64_t size);
+// Composed byte by byte, so that it is right on any host; compilers make one load of it.
+template <typename T>
+T load_integer(const std::uint8_t * bytes, bool big_endian) {
+    T value = 0;
+    if (big_endian) {
+        for (std::size_t i = 0; i < sizeof(T); ++i) {
+            value |= static_cast<T>(static_cast<T>(bytes[i]) << (8 * (sizeof(T) - 1 - i)));
+        }
+    } else {
+        for (std::size_t i = 0; i < sizeof(T); ++i) {
+            value |= static_cast<T>(static_cast<T>(bytes[i]) << (8 * i));
+        }
+    }
+    return value;
+}
+
+// One pass over copies of the header's bytes, memory proportional to its keys and tensors at worst. Throws Error:
+// format with the offset of the fault; and what the source throws.
+GgufHeader parse_gguf(const ByteSource & source);
+
+struct GgufFault {
+    std::string message;
+    std::uint64_t offset;
+};
+
+// Every fault that can be told apart, at most some thousand; none for what parse_gguf accepts.
+std::vector<GgufFault> find_gguf_faults(const ByteSource & source);
+
+// Strings of a file, copied out of it.
+struct GgufStrings {
+    std::unique_ptr<std::uint8_t[]> bytes;
+    std::vector<std::string_view> texts;
+};
 
 class GgufFile {
 public:
     // Errors name the file.
-    explicit GgufFile(std::shared_ptr<const MappedFile> file);
+    explicit GgufFile(std::shared_ptr<const ByteSource> source);
 
     const GgufHeader & header() const noexcept { return header_; }
-    const MappedFile & file() const noexcept { return *file_; }
+    const ByteSource & source() const noexcept { return *source_; }
+    const std::shared_ptr<const ByteSource> & shared_source() const noexcept { return source_; }
 
     // nullptr when there is none.
     const GgufEntry * find(std::string_view key) const;
 
-    // Element `index` of an entry of strings, without its length prefix.
-    std::string_view string_at(const GgufEntry & entry, std::uint64_t index) const;
-
-    // The string that begins at byte `position`, which is moved to its end: for walking an array of strings in order.
-    std::string_view next_string(std::uint64_t & position) const;
+    // Strings [start, stop) of an entry of strings. Throws Error: format when the file has changed since it was opened.
+    GgufStrings strings(const GgufEntry & entry, std::uint64_t start, std::uint64_t stop) const;
 
 private:
-    std::shared_ptr<const MappedFile> file_;
+    std::shared_ptr<const ByteSource> source_;
     GgufHeader header_;
 };
 

@@ -34,47 +34,51 @@ MappedFile::Descriptor::~Descriptor() {
 }
 
 std::shared_ptr<const MappedFile> MappedFile::open(const std::string & path) {
-    return std::shared_ptr<const MappedFile>(new MappedFile(path));
+    return std::shared_ptr<const MappedFile>(new MappedFile(open_for_reading(path), path));
 }
 
-MappedFile::MappedFile(const std::string & path) : path_(path), descriptor_(open_for_reading(path)) {
+std::shared_ptr<const MappedFile> MappedFile::from_descriptor(int descriptor, const std::string & name) {
+    const int own = ::fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+    if (own < 0) {
+        throw Error::system(errno, name);
+    }
+    return std::shared_ptr<const MappedFile>(new MappedFile(own, name));
+}
+
+MappedFile::MappedFile(int descriptor, const std::string & name)
+    : ByteSource(name, 0, nullptr), descriptor_(descriptor) {
     struct stat status{};
-    if (::fstat(descriptor_.value, &status) != 0) {
-        throw Error::system(errno, path);
+    if (::fstat(descriptor, &status) != 0) {
+        throw Error::system(errno, name);
     }
     if (S_ISDIR(status.st_mode)) {
-        throw Error::system(EISDIR, path);
+        throw Error::system(EISDIR, name);
     }
     if (!S_ISREG(status.st_mode)) {
         throw Error(ErrorKind::input,
-                    "open: " + path + ": not a regular file, and only such can be mapped. Copy it to one.");
+                    "open: " + name + ": not a regular file, and only such can be mapped. Copy it to one.");
     }
-    size_ = static_cast<std::uint64_t>(status.st_size);
-    if (size_ > std::numeric_limits<std::size_t>::max()) {
-        throw Error::system(EFBIG, path);
+    const auto size = static_cast<std::uint64_t>(status.st_size);
+    if (size > std::numeric_limits<std::size_t>::max()) {
+        throw Error::system(EFBIG, name);
     }
-    if (size_ == 0) {
+    if (size == 0) {
         return;  // an empty mapping does not exist
     }
-    void * mapping = ::mmap(nullptr, static_cast<std::size_t>(size_), PROT_READ, MAP_SHARED, descriptor_.value, 0);
+    void * mapping = ::mmap(nullptr, static_cast<std::size_t>(size), PROT_READ, MAP_SHARED, descriptor, 0);
     if (mapping == MAP_FAILED) {
-        throw Error::system(errno, path);
+        throw Error::system(errno, name);
     }
-    data_ = static_cast<const std::uint8_t *>(mapping);
+    set_bytes(size, static_cast<const std::uint8_t *>(mapping));
 }
 
 MappedFile::~MappedFile() {
-    if (data_ != nullptr) {
-        ::munmap(const_cast<std::uint8_t *>(data_), static_cast<std::size_t>(size_));
+    if (data() != nullptr) {
+        ::munmap(const_cast<std::uint8_t *>(data()), static_cast<std::size_t>(size()));
     }
 }
 
-void MappedFile::read(std::uint64_t offset, std::uint64_t nbytes, std::uint8_t * out) const {
-    if (offset > size_ || nbytes > size_ - offset) {
-        throw Error(ErrorKind::input, "read: bytes " + std::to_string(offset) +
-                                          " and following: they lie beyond the file's " + std::to_string(size_) +
-                                          " bytes.");
-    }
+void MappedFile::copy(std::uint64_t offset, std::uint64_t nbytes, std::uint8_t * out) const {
     while (nbytes > 0) {
         const std::size_t chunk = static_cast<std::size_t>(std::min(nbytes, max_transfer));
         const ssize_t got = ::pread(descriptor_.value, out, chunk, static_cast<off_t>(offset));
@@ -82,12 +86,12 @@ void MappedFile::read(std::uint64_t offset, std::uint64_t nbytes, std::uint8_t *
             continue;
         }
         if (got < 0) {
-            throw Error::system(errno, path_);
+            throw Error::system(errno, name());
         }
         if (got == 0) {
-            throw Error::format("read: " + path_ + ": it has become shorter since it was opened. Open it again.",
+            throw Error::format("read: " + name() + ": it has become shorter since it was opened. Open it again.",
                                 offset)
-                .with_path(path_);
+                .with_path(name());
         }
         offset += static_cast<std::uint64_t>(got);
         nbytes -= static_cast<std::uint64_t>(got);

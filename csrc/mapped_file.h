@@ -1,33 +1,30 @@
 // A file that was opened once and mapped read-only. Whoever looks at its bytes shares its ownership.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
 
+#include "byte_source.h"
+
 namespace phiggml {
 
-class MappedFile {
+// read() copies with pread, which survives a file that someone truncates meanwhile (touching the mapping there would
+// end the process), and then throws Error: format.
+class MappedFile final : public ByteSource {
 public:
     // Throws Error: system when the file cannot be opened or mapped, input when it is no regular file.
     static std::shared_ptr<const MappedFile> open(const std::string & path);
 
-    ~MappedFile();
-    MappedFile(const MappedFile &) = delete;
-    MappedFile & operator=(const MappedFile &) = delete;
+    // The file behind a descriptor, which stays the caller's.
+    static std::shared_ptr<const MappedFile> from_descriptor(int descriptor, const std::string & name);
 
-    const std::uint8_t * data() const noexcept { return data_; }
-    std::uint64_t size() const noexcept { return size_; }
-    const std::string & path() const noexcept { return path_; }
+    ~MappedFile() override;
 
-    // Copies bytes [offset, offset + nbytes) with pread, which survives a file that someone truncates meanwhile
-    // (touching the mapping there would end the process). Throws Error: format when the file has become shorter.
-    void read(std::uint64_t offset, std::uint64_t nbytes, std::uint8_t * out) const;
+    // Of the open file, valid as long as this object.
+    int descriptor() const noexcept { return descriptor_.value; }
 
 private:
-    explicit MappedFile(const std::string & path);
-
     struct Descriptor {
         explicit Descriptor(int descriptor) : value(descriptor) {}
         ~Descriptor();
@@ -36,10 +33,12 @@ private:
         int value;
     };
 
-    std::string path_;
+    // Takes the descriptor over.
+    MappedFile(int descriptor, const std::string & name);
+
+    void copy(std::uint64_t offset, std::uint64_t nbytes, std::uint8_t * out) const override;
+
     Descriptor descriptor_;
-    const std::uint8_t * data_ = nullptr;
-    std::uint64_t size_ = 0;
 };
 
 }  // namespace phiggml

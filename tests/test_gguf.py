@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gguf_bytes as gb
-from phiggml.errors import FormatError, InputError, UnsupportedError
+from phiggml.errors import FormatError, InputError
 from phiggml.gguf import GGUFFile, GGUFStrings, GGUFValue
 
 
@@ -291,9 +291,61 @@ def test_what_cannot_be_opened_stays_an_os_error(tmp_path):
         GGUFFile(tmp_path / "pipe")
 
 
-def test_a_big_endian_file_is_refused_by_name(write):
-    with pytest.raises(UnsupportedError, match="big-endian"):
-        GGUFFile(write(b"GGUF" + struct.pack(">IQQ", 3, 0, 0)))
+def test_arrays_of_numbers_are_views_that_outlive_the_file(write):
+    path = write(gb.gguf([gb.array("k", gb.UINT32, 5, struct.pack("<5I", *range(5)))]))
+    with GGUFFile(path) as f:
+        array = f.metadata["k"]
+        assert array.base is not None
+        assert not array.flags.owndata
+    assert is_mapped(path)
+    assert array.sum() == 10
+    del array, f
+    assert not is_mapped(path)
+
+
+def test_strings_are_found_where_they_stand(write):
+    with GGUFFile(write(gb.gguf([gb.strings("k", [str(i % 150) for i in range(300)])]))) as f:
+        strings = f.metadata["k"]
+        assert strings.index("7") == 7
+        assert strings.index("7", 8) == 157
+        assert strings.index("149", -1) == 299
+        assert "149" in strings
+        assert strings[299:5:-70] == ["149", "79", "9", "89", "19"]
+        with pytest.raises(ValueError, match="absent"):
+            strings.index("absent")
+
+
+def test_encoded_values_are_the_files_bytes(write):
+    value = struct.pack("<IQ", gb.STRING, 2) + gb.string("a") + gb.string(b"\xff")
+    pairs = [gb.number("n", gb.INT16, -2), gb.pair("s", gb.ARRAY, value)]
+    for version in (2, 3):
+        with GGUFFile(write(gb.gguf(pairs, version=version))) as f:
+            assert f.metadata.encoded("n") == struct.pack("<Ih", gb.INT16, -2)
+            assert f.metadata.encoded("s") == struct.pack("<I", gb.ARRAY) + value
+            with pytest.raises(KeyError):
+                f.metadata.encoded("absent")
+    with GGUFFile(write(gb.gguf([gb.strings("s", ["a", b"\xff"], 1)], version=1))) as f:
+        assert f.metadata.encoded("s") == struct.pack("<I", gb.ARRAY) + value
+
+
+def test_a_header_that_shrinks_while_it_is_read_raises(write):
+    path = write(gb.gguf([gb.strings("tokens", ["x" * 1000] * 500)]))
+    f = GGUFFile(path)
+    path.write_bytes(b"GGUF")
+    with pytest.raises(FormatError, match="shorter"):
+        list(f.metadata["tokens"])
+    with pytest.raises(FormatError, match="shorter"):
+        f.metadata.encoded("tokens")
+
+
+def test_strings_that_change_after_the_check_raise(write):
+    content = gb.gguf([gb.strings("tokens", ["abc"] * 100)])
+    path = write(content)
+    f = GGUFFile(path)
+    lengthened = content.replace(gb.size(3) + b"abc", gb.size(1 << 40) + b"abc")
+    path.write_bytes(lengthened)
+    with pytest.raises(FormatError, match="changed"):
+        list(f.metadata["tokens"])
 
 
 def test_errors_carry_path_offset_and_a_sentence(write):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from phiggml import _core
 from phiggml.errors import InputError
-from phiggml.gguf_value import GGUFStrings, GGUFValue
+from phiggml.gguf_byte_order import little_endian_bytes
+from phiggml.gguf_origin import OpenPart, Origin, open_part, open_parts
+from phiggml.gguf_value import GGUFStrings, GGUFValue, encode_value
 from phiggml.gguf_writer import GGUFWriter
 from phiggml.quant import QuantType, dequantize
 
@@ -25,20 +26,30 @@ _PLAIN_DTYPES = {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F64": "
 class GGUFFile:
     """A GGUF file, checked when it is opened and mapped read-only.
 
+    Of a split model any part may be given: all of them are opened as one file, with the metadata
+    of the first and the tensors of all.
+
     Args:
-        path: the file.
+        source: a path; a URL that fsspec opens, such as "https://..." (needs phiggml[remote]),
+            of which the header alone is fetched, and tensors when they are asked for; the bytes
+            of a file; or a seekable binary file object.
+        follow_split: False opens nothing but the file that is given.
 
     Raises:
-        FormatError: the file is no valid GGUF; .offset says where.
-        UnsupportedError: it is big-endian.
-        InputError: the path holds NUL.
+        FormatError: the file is no valid GGUF, .offset says where; or the parts do not belong
+            together.
+        InputError: the path holds NUL; the source is none of these.
+        UnsupportedError: a URL cannot be read here.
         OSError: it cannot be opened.
 
     Cost:
-        One pass over the header without the GIL; strings are skipped, tensor data not touched.
+        One pass over the header without the GIL; strings are skipped, tensor data not touched. Of
+        files that can be written to by others, the header is read as copies; bytes that can be
+        written to (bytearray) are copied whole.
 
     Source:
-        The GGUF specification, versions 1 to 3; ggml's limits on names, dimensions and types.
+        The GGUF specification, versions 1 to 3, in both byte orders; ggml's limits on names,
+        dimensions and types.
 
     Example:
         >>> import pathlib, tempfile
@@ -52,12 +63,11 @@ class GGUFFile:
         ('phi3', (2, 4))
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        encoded = os.fsencode(self.path)
-        if b"\0" in encoded:
-            raise InputError(f"GGUFFile: {self.path!r}: a path cannot hold NUL.")
-        self._file: _core.gguf.File | None = _core.gguf.File(encoded)
+    def __init__(self, source: Origin, *, follow_split: bool = True) -> None:
+        given = open_part(source)
+        self._parts: tuple[OpenPart, ...] = open_parts(given) if follow_split else (given,)
+        self.path = given.name
+        self.paths = tuple(part.name for part in self._parts)
         self._metadata: GGUFMetadata | None = None
         self._tensors: GGUFTensors | None = None
 
@@ -73,13 +83,18 @@ class GGUFFile:
 
     @property
     def data_offset(self) -> int:
-        """Where the tensor data begin, in bytes."""
+        """Where the tensor data begin in the first part, in bytes."""
         return self._open_file().data_offset
 
     @property
     def nbytes(self) -> int:
-        """The size of the file, in bytes."""
-        return self._open_file().size
+        """The size of all parts, in bytes."""
+        return sum(part.core.size for part in self._open_parts())
+
+    @property
+    def byte_order(self) -> Literal["little", "big"]:
+        """How numbers lie in the file; values are right either way."""
+        return "big" if self._open_file().is_big_endian else "little"
 
     @property
     def metadata(self) -> GGUFMetadata:
@@ -97,7 +112,9 @@ class GGUFFile:
 
     def close(self) -> None:
         """Lets go of the file; arrays that it handed out stay valid. Closing again does nothing."""
-        self._file = None
+        for part in self._parts:
+            part.close()
+        self._parts = ()
 
     def __enter__(self) -> GGUFFile:
         return self
@@ -111,28 +128,34 @@ class GGUFFile:
         self.close()
 
     def __repr__(self) -> str:
-        if self._file is None:
+        if not self._parts:
             return f"GGUFFile({self.path!r}, closed)"
+        parts = f"{len(self._parts)} parts, " if len(self._parts) > 1 else ""
+        n_tensors = sum(part.core.n_tensors for part in self._parts)
         return (
-            f"GGUFFile({self.path!r}, version {self.version}, {self._file.n_keys} metadata keys, "
-            f"{self._file.n_tensors} tensors)"
+            f"GGUFFile({self.path!r}, version {self.version}, {parts}"
+            f"{self._open_file().n_keys} metadata keys, {n_tensors} tensors)"
         )
 
-    def _open_file(self) -> _core.gguf.File:
-        if self._file is None:
+    def _open_parts(self) -> tuple[OpenPart, ...]:
+        if not self._parts:
             raise InputError(f"GGUFFile: {self.path}: it is closed. Open it again.")
-        return self._file
+        return self._parts
+
+    def _open_file(self) -> _core.gguf.File:
+        return self._open_parts()[0].core
 
 
 class GGUFMetadata(Mapping[str, Any]):
     """The metadata of a GGUFFile.
 
     Numbers, booleans and strings become Python's own; arrays of numbers read-only numpy arrays
-    of the file's dtype; arrays of strings GGUFStrings. Bytes of a string that are not UTF-8 become
-    lone surrogates (errors="surrogateescape").
+    of the file's dtype and byte order; arrays of strings GGUFStrings. Bytes of a string that are
+    not UTF-8 become lone surrogates (errors="surrogateescape").
 
     Cost:
-        Arrays of numbers are copied at each access.
+        Arrays of numbers are views of the mapped file, not aligned to their size; those of
+        booleans, and of what is read from a URL or file object, are copied at each access.
     """
 
     def __init__(self, owner: GGUFFile) -> None:
@@ -168,6 +191,25 @@ class GGUFMetadata(Mapping[str, Any]):
         self._require(key)
         return GGUFValue(self[key], self._owner._open_file().value_type(key))
 
+    def encoded(self, key: str) -> bytes:
+        """The value's type and bytes, as they stand in a little-endian file of version 3.
+
+        Args:
+            key: one of the keys.
+
+        Returns:
+            What follows the key in such a file.
+
+        Raises:
+            KeyError: there is no such key.
+
+        Cost:
+            One copy; of big-endian files and those of version 1 the value is decoded and encoded.
+        """
+        self._require(key)
+        raw = self._owner._open_file().raw_value(key)
+        return encode_value(self.exact(key), key) if raw is None else raw
+
     def __repr__(self) -> str:
         return f"<GGUFMetadata of {self._owner.path!r}: {len(self)} keys>"
 
@@ -181,8 +223,11 @@ class GGUFTensors(Mapping[str, "GGUFTensor"]):
 
     def __init__(self, owner: GGUFFile) -> None:
         self._owner = owner
-        tensors = (GGUFTensor(owner, index) for index in range(owner._open_file().n_tensors))
-        self._tensors = {tensor.name: tensor for tensor in tensors}
+        self._tensors: dict[str, GGUFTensor] = {}
+        for number, part in enumerate(owner._open_parts()):
+            for index in range(part.core.n_tensors):
+                tensor = GGUFTensor(owner, number, index)
+                self._tensors[tensor.name] = tensor
 
     def __getitem__(self, name: str) -> GGUFTensor:
         return self._tensors[name]
@@ -205,7 +250,8 @@ class GGUFTensor:
         type: its QuantType, which is a str.
         shape: in numpy's order.
         nbytes: the size of its data.
-        offset: where in the file they begin.
+        path: the file that holds it, which is one part of a split model.
+        offset: where in that file its data begin.
 
     Example:
         >>> with GGUFFile("phi3-nano.gguf") as f:
@@ -214,15 +260,17 @@ class GGUFTensor:
         (QuantType('F16'), (2048, 256), (2048, 512))
     """
 
-    __slots__ = ("_index", "_owner", "name", "nbytes", "offset", "shape", "type")
+    __slots__ = ("_index", "_owner", "_part", "name", "nbytes", "offset", "path", "shape", "type")
 
-    def __init__(self, owner: GGUFFile, index: int) -> None:
+    def __init__(self, owner: GGUFFile, part: int, index: int) -> None:
         self._owner = owner
+        self._part = part
         self._index = index
-        name, type, shape, offset, nbytes = owner._open_file().tensor(index)
+        name, type, shape, offset, nbytes = owner._parts[part].core.tensor(index)
         self.name = name
         self.type = QuantType(type)
         self.shape = shape
+        self.path = owner._parts[part].name
         self.offset = offset
         self.nbytes = nbytes
 
@@ -235,11 +283,26 @@ class GGUFTensor:
     def data(self) -> npt.NDArray[np.uint8]:
         """uint8[..., row_bytes]: a read-only view of the mapped file, valid after close too.
 
+        Always in little-endian order. Of a big-endian file, a URL or a file object without a
+        descriptor it is a copy.
+
+        Raises:
+            UnsupportedError: nobody has said how the type lies in a big-endian file.
+            FormatError: the file behind a URL or file object has become shorter.
+
         Cost:
             No copy; pages are read from the disk when they are touched. Should someone truncate the
             file meanwhile, touching them ends the process; read_rows raises instead.
         """
-        return self._owner._open_file().tensor_data(self._index)
+        part = self._open_part()
+        view = part.core.tensor_data(self._index)
+        if view is None:
+            view = self._fetched(part, 0, self.nbytes)
+            view = view.reshape(*self.shape[:-1], self.nbytes // self.n_rows)
+        if part.core.is_big_endian:
+            view = little_endian_bytes(view, self.type)
+            view.setflags(write=False)
+        return view
 
     def read_rows(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.uint8]:
         """Rows [start, stop) of the tensor seen as (n_rows, row), copied from the file.
@@ -253,6 +316,7 @@ class GGUFTensor:
 
         Raises:
             InputError: the rows lie outside the tensor.
+            UnsupportedError: nobody has said how the type lies in a big-endian file.
             FormatError: the file has become shorter since it was opened.
             OSError: it cannot be read.
 
@@ -265,9 +329,15 @@ class GGUFTensor:
                 f"GGUFTensor.read_rows: tensor {self.name!r}: rows [{start}, {stop}): "
                 f"it has {self.n_rows}."
             )
-        out = np.empty((stop - start, self.nbytes // self.n_rows), np.uint8)
-        self._owner._open_file().read_tensor(self._index, start, out)
-        return out
+        part = self._open_part()
+        row_bytes = self.nbytes // self.n_rows
+        if part.remote is None:
+            out = np.empty((stop - start, row_bytes), np.uint8)
+            part.core.read_tensor(self._index, start, out)
+        else:
+            nbytes = (stop - start) * row_bytes
+            out = self._fetched(part, start * row_bytes, nbytes).reshape(-1, row_bytes).copy()
+        return little_endian_bytes(out, self.type) if part.core.is_big_endian else out
 
     def dequantize(self) -> npt.NDArray[Any]:
         """Turns the data into numbers.
@@ -285,6 +355,14 @@ class GGUFTensor:
         if dtype is not None:
             return self.data.view(dtype).reshape(self.shape)
         return dequantize(self.data, self.type).reshape(self.shape)
+
+    def _open_part(self) -> OpenPart:
+        return self._owner._open_parts()[self._part]
+
+    def _fetched(self, part: OpenPart, start: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        """Bytes of a tensor that is not mapped."""
+        assert part.remote is not None
+        return np.frombuffer(part.remote.read_at(self.offset + start, nbytes), np.uint8)
 
     def __repr__(self) -> str:
         return f"GGUFTensor({self.name!r}, {self.type}, shape {self.shape}, {self.nbytes} bytes)"

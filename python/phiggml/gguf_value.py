@@ -92,12 +92,22 @@ class GGUFStrings(Sequence[str]):
 
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            if step == 1:
-                return self._array.between(start, max(start, stop))
-            return [self._array.at(i) for i in range(start, stop, step)]
+            chosen = range(len(self))[index]
+            if not chosen:
+                return []
+            first, last = min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1])
+            return self._array.between(first, last + 1)[:: chosen.step]
         position = range(len(self))[index]
         return self._array.at(position)
+
+    def index(self, value: object, start: int = 0, stop: int | None = None) -> int:
+        """Where the value stands first.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        found: int = range(len(self))[start:stop][self[start:stop].index(str(value))]
+        return found
 
     def __iter__(self) -> Iterator[str]:
         starts = range(0, len(self), _STRINGS_AT_ONCE)
