@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import gguf_bytes as gb
 from phiggml.errors import FormatError, InputError, PhiggmlError, UnsupportedError
 from phiggml.gguf import GGUFFile, GGUFValue, GGUFWriter
 from phiggml.quantization import (
@@ -351,3 +353,20 @@ def test_parts_are_merged(sources: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "m-00003-of-00003.gguf").write_bytes(second.read_bytes())
     with pytest.raises(FormatError, match="part 3 of 3"):
         quantize_model(first, tmp_path / "out.gguf", "Q4_0")
+
+
+def test_padding_of_the_source_is_left_behind(sources: dict[str, Path], tmp_path: Path) -> None:
+    padded = tmp_path / "padded.gguf"
+    with GGUFFile(sources["fused"]) as f, GGUFWriter(tmp_path / "copy.gguf") as w:
+        w.copy_metadata(f.metadata)
+        for tensor in f.tensors.values():
+            w.add_tensor(tensor.name, tensor.data, tensor.type)
+    content = (tmp_path / "copy.gguf").read_bytes()
+    padding = gb.pair("phiggml.padding", gb.STRING, gb.string(b" " * (4096 - 35)))
+    n_pairs = int.from_bytes(content[16:24], "little")
+    padded.write_bytes(content[:16] + struct.pack("<Q", n_pairs + 1) + padding + content[24:])
+    planned = quantize_model(padded, tmp_path / "out.gguf", "Q8_0", dry_run=True)
+    written = quantize_model(padded, tmp_path / "out.gguf", "Q8_0")
+    quantize_model(sources["fused"], tmp_path / "same.gguf", "Q8_0")
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "same.gguf").read_bytes()
+    assert planned.nbytes == written.nbytes == (tmp_path / "out.gguf").stat().st_size

@@ -50,7 +50,7 @@ def little_endian_bytes(data: npt.NDArray[np.uint8], type: QuantType) -> npt.NDA
             f"GGUFTensor: {type} in a big-endian file: no tool defines its bytes there. "
             f"Known: {', '.join([*_NUMBER_BYTES, *_HALVES_IN_BLOCK])}."
         )
-    blocks = data.reshape(-1, type.block_bytes).copy()
+    blocks: npt.NDArray[np.uint8] = data.reshape(-1, type.block_bytes).copy()
     for offset in halves:
         blocks[:, [offset, offset + 1]] = blocks[:, [offset + 1, offset]]
     return blocks.reshape(data.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy.typing as npt
 from phiggml.errors import InputError
 from phiggml.quant import QuantType, quantize
 
-__all__ = ["checked_shape", "little_endian_contiguous", "tensor_data"]
+__all__ = ["checked_shape", "little_endian_pieces", "tensor_data"]
 
 _MAX_DIMS = 4
+_PIECE_BYTES = 8 << 20
 
 # Arrays that become tensors as they are. ml_dtypes registers bfloat16 by this name.
 _TYPE_OF_DTYPE = {
@@ -67,6 +69,8 @@ def tensor_data(
         return array, tensor_type, _shape_of_bytes(array, tensor_type, what)
     if array.dtype.name not in _QUANTIZABLE_DTYPES:
         raise InputError(f"{what}: an array of {array.dtype} cannot become {tensor_type.name}.")
+    if tensor_type.name == "F64":
+        return array.astype(np.float64), tensor_type, array.shape
     checked_shape(array.shape, tensor_type, what)
     quantized = quantize(array, tensor_type)
     return quantized.data, tensor_type, quantized.shape
@@ -87,8 +91,18 @@ def _shape_of_bytes(
     return (*array.shape[:-1], array.shape[-1] // tensor_type.block_bytes * tensor_type.block_size)
 
 
-def little_endian_contiguous(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The array in the layout of the file; itself when it has that already."""
-    if array.dtype.byteorder != "|" and array.dtype.newbyteorder("<") != array.dtype:
-        array = array.astype(array.dtype.newbyteorder("<"))
-    return np.ascontiguousarray(array)
+def little_endian_pieces(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """The array in the layout of the file: itself when it has that already, else bounded copies."""
+    swapped = array.dtype.byteorder != "|" and array.dtype.newbyteorder("<") != array.dtype
+    dtype = array.dtype.newbyteorder("<") if swapped else array.dtype
+    if not swapped and array.flags.c_contiguous:
+        yield array
+    elif array.nbytes <= _PIECE_BYTES:
+        yield np.ascontiguousarray(array, dtype)
+    elif array[0].nbytes > _PIECE_BYTES:
+        for part in array:
+            yield from little_endian_pieces(part)
+    else:
+        step = _PIECE_BYTES // array[0].nbytes
+        for start in range(0, len(array), step):
+            yield np.ascontiguousarray(array[start : start + step], dtype)

@@ -18,6 +18,7 @@ from phiggml import _core
 from phiggml.errors import InputError
 from phiggml.gguf import GGUFValue, GGUFWriter
 from phiggml.gguf_value import encode_string, encode_value
+from phiggml.gguf_writer_metadata import PADDING_KEY, SPLIT_KEYS
 from phiggml.progress import Progress
 from phiggml.quant import QuantType
 from phiggml.recipe import (
@@ -201,7 +202,7 @@ def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def _output_metadata(metadata: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """What the file says about itself, in the order of llama_model_quantize."""
     version, file_type = "general.quantization_version", "general.file_type"
-    dropped = {version, file_type, "split.no", "split.count", "split.tensors.count"}
+    dropped = {version, file_type, PADDING_KEY, *SPLIT_KEYS}
     return {
         **{key: value for key, value in metadata.items() if key not in dropped},
         version: GGUFValue(_core.recipe.quantization_version(), "UINT32"),
