@@ -25,15 +25,18 @@ class Faults:
         self._paths.append(path)
 
     def raise_if_any(self, folder: Path) -> None:
-        """Raises one FormatError for all faults; its path is their file, or else the folder."""
-        if not self.sentences:
-            return
+        """Raises one FormatError for all faults, if there are any."""
+        if self.sentences:
+            raise self.error(folder)
+
+    def error(self, folder: Path) -> FormatError:
+        """One FormatError for all faults; its path is their file, or else the folder."""
         path = self._paths[0] if len(set(self._paths)) == 1 else folder
         count = len(self.sentences)
         if count == 1:
-            raise FormatError(f"{self.operation}: {path}: {self.sentences[0]}", path=str(path))
+            return FormatError(f"{self.operation}: {path}: {self.sentences[0]}", path=str(path))
         lines = [f"  {i}. {s}" for i, s in enumerate(self.sentences[:_SHOWN], 1)]
         if count > _SHOWN:
             lines.append(f"  ... and {count - _SHOWN} more.")
         text = "\n".join(lines)
-        raise FormatError(f"{self.operation}: {path}: {count} faults:\n{text}", path=str(path))
+        return FormatError(f"{self.operation}: {path}: {count} faults:\n{text}", path=str(path))

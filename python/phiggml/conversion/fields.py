@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from phiggml.conversion.faults import Faults
 
-__all__ = ["INT32_MAX", "Fields", "is_number", "is_text"]
+__all__ = ["INT32_MAX", "Fields", "is_number", "is_text", "shortest"]
 
 INT32_MAX = 2**31 - 1
 
@@ -39,6 +41,9 @@ class Fields:
         self.path = path
         self.faults = faults
         self._prefix = prefix
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._values)
 
     def has(self, name: str) -> bool:
         return self._values.get(name) is not None
@@ -124,6 +129,11 @@ class Fields:
             self.fault(name, "must be an object or null.")
             value = {}
         return Fields(value, self.path, self.faults, prefix=f"{self._prefix}{name}.")
+
+
+def shortest(value: float) -> float:
+    """The number of fewest decimals that a FLOAT32 holds as `value`: 1e-05, not 9.99999974e-06."""
+    return float(str(np.float32(value)))
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:

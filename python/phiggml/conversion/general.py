@@ -1,17 +1,18 @@
-"""general.* metadata: names, size, licence, tags and sampling defaults of a checkpoint."""
+"""general.* metadata: names, licence, tags and sampling defaults of a checkpoint, and back."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from phiggml.conversion.fields import INT32_MAX, is_number, is_text
+from phiggml.conversion.fields import INT32_MAX, is_number, is_text, shortest
 from phiggml.conversion.model_card import read_model_card
 from phiggml.conversion.naming import named_for_tokenizer, parse_model_id, size_label, title
 
-__all__ = ["general_metadata"]
+__all__ = ["general_card", "general_metadata", "general_sampling"]
 
 # generation_config.json's name and GGUF's; all but top_k are FLOAT32.
 _SAMPLING = {
@@ -20,6 +21,14 @@ _SAMPLING = {
     "min_p": "min_p",
     "temperature": "temp",
     "repetition_penalty": "penalty_repeat",
+}
+# Parts of the name, as keys of general.* and of a model card alike.
+_NAMED = frozenset({"name", "version", "organization", "finetune", "basename", "size_label"})
+# The model card's name and GGUF's.
+_LICENSES = {
+    "license": "general.license",
+    "license_name": "general.license.name",
+    "license_link": "general.license.link",
 }
 
 
@@ -34,8 +43,17 @@ def _sampling(generation: dict[str, Any]) -> dict[str, Any]:
     return metadata
 
 
-def _names(folder: Path, config: dict[str, Any], parameters: int) -> dict[str, str]:
-    """Parts of the name: config.json's _name_or_path if it is an id, completed by the folder's."""
+def _names(
+    folder: Path, config: dict[str, Any], card: dict[str, Any], parameters: int
+) -> dict[str, str]:
+    """Parts of the name: config.json's _name_or_path if it is an id, completed by the folder's.
+
+    A card that gives a name and a size label, as an exported checkpoint's does, leaves nothing
+    to guess.
+    """
+    given_parts = {k: v for k, v in card.items() if k in _NAMED and isinstance(v, str)}
+    if {"name", "size_label"} <= given_parts.keys():
+        return given_parts
     ids = [folder.resolve().name]
     given = config.get("_name_or_path")
     if isinstance(given, str) and given and is_text(given) and given.count("/") <= 1:
@@ -59,17 +77,15 @@ def _names(folder: Path, config: dict[str, Any], parameters: int) -> dict[str, s
     return parts
 
 
-def _card(folder: Path) -> dict[str, Any]:
-    card = read_model_card(folder)
-
+def _card_metadata(card: dict[str, Any]) -> dict[str, Any]:
     def listed(*keys: str) -> list[str]:
         values = (card.get(key, []) for key in keys)
         return [item for v in values for item in ([v] if isinstance(v, str) else v)]
 
     metadata: dict[str, Any] = {}
-    for key in ("license", "license_name", "license_link"):
+    for key, target in _LICENSES.items():
         if key in card:
-            metadata[f"general.{key.replace('_', '.')}"] = ",".join(listed(key))
+            metadata[target] = ",".join(listed(key))
     for target, keys in (("tags", ("tags", "pipeline_tag")), ("languages", ("language",))):
         if values := listed(*keys):
             metadata[f"general.{target}"] = values
@@ -93,9 +109,37 @@ def general_metadata(
         parameters: elements of all tensors together.
         strips: whether white space right of special tokens vanishes; decides the name's spelling.
     """
-    names = _names(folder, config, parameters)
+    card = read_model_card(folder)
+    names = _names(folder, config, card, parameters)
     names["name"] = named_for_tokenizer(names["name"], strips=strips)
     metadata: dict[str, Any] = {"general.type": "model", **_sampling(generation)}
     metadata.update({f"general.{key}": value for key, value in names.items()})
-    metadata.update(_card(folder))
+    metadata.update(_card_metadata(card))
     return metadata
+
+
+def general_sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling defaults that generation_config.json can hold, from general.sampling.*."""
+    found: dict[str, Any] = {}
+    for target, source in _SAMPLING.items():
+        value = metadata.get(f"general.sampling.{source}")
+        if is_number(value):
+            found[target] = value if type(value) is int else shortest(value)
+    return found
+
+
+def general_card(metadata: Mapping[str, Any]) -> dict[str, tuple[str, str | list[str]]]:
+    """What a model card's head can hold of general.*: card's key -> (GGUF's key, value)."""
+    card: dict[str, tuple[str, str | list[str]]] = {}
+    for key in metadata:
+        name = key.removeprefix("general.")
+        if key.startswith("general.") and name in _NAMED and isinstance(metadata[key], str):
+            card[name] = key, metadata[key]
+    for name, key in _LICENSES.items():
+        if isinstance(metadata.get(key), str):
+            card[name] = key, metadata[key]
+    for name, key in (("tags", "general.tags"), ("language", "general.languages")):
+        values = metadata.get(key)
+        if values is not None and not isinstance(values, str) and all(map(is_text, values)):
+            card[name] = key, list(values)
+    return card

@@ -1,17 +1,21 @@
-"""The YAML head of a model card (README.md), as far as strings and lists of strings go."""
+"""The YAML head of a model card (README.md): its strings and lists of strings, read and written."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from phiggml.conversion.jsonfile import regular_size
 
-__all__ = ["read_model_card"]
+__all__ = ["card_head", "read_model_card"]
 
 _LIMIT = 4 << 20
 _KEY = re.compile(r"([A-Za-z_][\w-]*):(?:[ \t]+(.*))?")
 _ITEM = re.compile(r"[ \t]*-[ \t]+(.*)")
+_PLAIN = re.compile(r"[A-Za-z][\w./+-]*", re.ASCII)
+# What YAML reads as something else than a string.
+_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
 
 
 def _scalar(text: str) -> str | None:
@@ -59,3 +63,36 @@ def read_model_card(folder: Path) -> dict[str, str | list[str]]:
         elif item and (text := _scalar(item[1])):
             items.append(text)
     return {key: value for key, value in card.items() if value}
+
+
+def _written(text: str) -> str | None:
+    """The text as YAML that read_model_card reads the same; None where there is none."""
+    if not text or not text.isprintable():
+        return None
+    if _PLAIN.fullmatch(text) and text.lower() not in _WORDS:
+        return text
+    if "'" not in text:
+        return f"'{text}'"
+    return None if '"' in text or "\\" in text else f'"{text}"'
+
+
+def card_head(values: Mapping[str, str | list[str]]) -> tuple[str, set[str]]:
+    """Writes the front matter of a model card.
+
+    Args:
+        values: strings and lists of strings by key.
+
+    Returns:
+        The text, with the lines around it; and the keys whose values are left out because they
+        hold quotes of both kinds, line breaks or nothing.
+    """
+    lines, left_out = ["---"], set()
+    for key, value in values.items():
+        written = [_written(item) for item in ([value] if isinstance(value, str) else value)]
+        if not written or None in written:
+            left_out.add(key)
+        elif isinstance(value, str):
+            lines.append(f"{key}: {written[0]}")
+        else:
+            lines += [f"{key}:", *(f"- {item}" for item in written)]
+    return "\n".join([*lines, "---", ""]), left_out

@@ -9,7 +9,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["ModelName", "named_for_tokenizer", "parse_model_id", "size_label", "title"]
+__all__ = [
+    "ModelName",
+    "name_strips",
+    "named_for_tokenizer",
+    "parse_model_id",
+    "size_label",
+    "title",
+]
 
 _VERSION = re.compile(r"(?:v|iter)?\d+(?:\.\d+)*", re.IGNORECASE)
 _ENCODING = re.compile(r"i?q\d(?:_\w)*|b?fp?(?:16|32)", re.IGNORECASE)
@@ -135,6 +142,11 @@ def parse_model_id(model_id: str, parameters: int = 0) -> ModelName:
     return ModelName(name, organization or None, basename, finetune, version, size)
 
 
+def name_strips(name: str) -> bool:
+    """Whether llama.cpp takes the name for Phi-3's: it then strips white space right of tokens."""
+    return re.search(r"phi-?3", name, re.IGNORECASE) is not None
+
+
 def named_for_tokenizer(name: str, *, strips: bool) -> str:
     """Makes a name say Phi-3 if, and only if, white space right of special tokens vanishes.
 
@@ -144,7 +156,7 @@ def named_for_tokenizer(name: str, *, strips: bool) -> str:
     """
     if not strips:
         return re.sub(r"(phi)-?(3)", r"\1 \2", name, flags=re.IGNORECASE)
-    if re.search(r"phi-?3", name, re.IGNORECASE):
+    if name_strips(name):
         return name
     spelled, count = re.subn(r"(phi)[ _.]+(3)", r"\1-\2", name, count=1, flags=re.IGNORECASE)
     return spelled if count else f"Phi-3 {name}".rstrip()

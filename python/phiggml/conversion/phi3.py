@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from phiggml.conversion.architecture import Architecture, ModelConfig, TensorRule
-from phiggml.conversion.fields import Fields
+import numpy as np
+
+from phiggml.conversion.architecture import (
+    Architecture,
+    CheckpointConfig,
+    ModelConfig,
+    TensorRule,
+)
+from phiggml.conversion.fields import Fields, shortest
 from phiggml.errors import UnsupportedError
 
 __all__ = ["PHI3"]
@@ -18,6 +26,9 @@ _MAX_VOCABULARY = 1 << 24
 _ORIGINAL_CONTEXT = 4096
 # "su" is the first name of LongRoPE; transformers reads "yarn" in a Phi-3 config as LongRoPE too.
 _LONG_ROPE = frozenset({"longrope", "su", "yarn"})
+_VECTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
+# Of a file of this context length that does not name its window (those of the first months).
+_PLAIN_CONTEXT, _PLAIN_WINDOW = 4096, 2047
 
 _LAYER = "model.layers.{layer}."
 _RULES = (
@@ -48,11 +59,19 @@ _RULES = (
 )
 
 
-def _attention_factor(rope: Fields, context: int, original: int) -> float:
+def _dimensions(hidden: int, heads: int, kv_heads: int, *, feed_forward: int) -> dict[str, int]:
+    head_size = hidden // heads
+    return {
+        "hidden": hidden,
+        "heads": head_size * heads,
+        "qkv": head_size * (heads + 2 * kv_heads),
+        "feed_forward": feed_forward,
+        "gate_up": 2 * feed_forward,
+    }
+
+
+def _attention_factor(scale: float, original: int) -> float:
     """What cosines and sines are multiplied by under LongRoPE (arXiv 2402.13753)."""
-    if rope.has("attention_factor"):
-        return rope.number("attention_factor")
-    scale = rope.number("factor", context / original)
     return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
 
 
@@ -89,11 +108,15 @@ def _read_rope(
         rope.fault("rope_type" if rope.has("rope_type") else "type", f"known are {known}, null.")
         return metadata, {}
     pairs = None if rotary_size is None else rotary_size // 2
+    fields = ("long_factor", "short_factor")
     vectors = {
-        f"rope_factors_{which}.weight": rope.numbers(f"{which}_factor", pairs)
-        for which in ("long", "short")
+        name: rope.numbers(field, pairs) for name, field in zip(_VECTORS, fields, strict=True)
     }
-    metadata["phi3.rope.scaling.attn_factor"] = _attention_factor(rope, context, original)
+    if rope.has("attention_factor"):
+        factor = rope.number("attention_factor")
+    else:
+        factor = _attention_factor(rope.number("factor", context / original), original)
+    metadata["phi3.rope.scaling.attn_factor"] = factor
     return metadata, vectors
 
 
@@ -150,15 +173,114 @@ def _read_config(config: Fields) -> ModelConfig:
         dimensions={
             "layers": layers,
             "vocabulary": vocabulary,
-            "hidden": hidden,
-            "heads": head_size * heads,
-            "qkv": head_size * (heads + 2 * kv_heads),
-            "feed_forward": feed_forward,
-            "gate_up": 2 * feed_forward,
+            **_dimensions(hidden, heads, kv_heads, feed_forward=feed_forward),
         },
         conditions={"tied": tied},
         metadata=metadata,
         vectors=vectors,
+    )
+
+
+def _write_rope(
+    metadata: Fields, vectors: Mapping[str, tuple[float, ...]], head_size: int, context: int
+) -> dict[str, Any]:
+    """The fields about RoPE in the layout of 2024, which every version of transformers reads."""
+    rotary_size = metadata.integer("phi3.rope.dimension_count", head_size, maximum=head_size)
+    if rotary_size % 2:
+        metadata.fault("phi3.rope.dimension_count", "must be even.")
+    fields: dict[str, Any] = {
+        "rope_scaling": None,
+        "rope_theta": shortest(metadata.number("phi3.rope.freq_base", 10_000.0)),
+    }
+    if rotary_size != head_size:
+        share = rotary_size / head_size
+        # Readers round the product down.
+        fields["partial_rotary_factor"] = (
+            share if int(head_size * share) == rotary_size else math.nextafter(share, 1)
+        )
+    key = "phi3.rope.scaling.original_context_length"
+    if not vectors:
+        if metadata.has(key):
+            fields["original_max_position_embeddings"] = metadata.integer(key, minimum=2)
+        return fields
+    original = metadata.integer(key, _ORIGINAL_CONTEXT, minimum=2)
+    fields["original_max_position_embeddings"] = original
+    scaling: dict[str, Any] = {"type": "longrope"}
+    for name, field in zip(_VECTORS, ("long_factor", "short_factor"), strict=True):
+        values = vectors.get(name, ())
+        if len(values) != rotary_size // 2 or not all(1e-37 <= v <= 3.4e38 for v in values):
+            metadata.faults.add(
+                metadata.path,
+                f"tensor {name!r} must hold {rotary_size // 2} finite numbers above 0, half a "
+                "rotary size.",
+            )
+        scaling[field] = [shortest(value) for value in values]
+    stored = np.float32(metadata.number("phi3.rope.scaling.attn_factor", 1.0))
+    # A third field that only repeats what readers compute would keep older ones from reading it.
+    if stored != np.float32(_attention_factor(context / original, original)):
+        scaling["attention_factor"] = shortest(float(stored))
+    return {**fields, "rope_scaling": scaling}
+
+
+def _check_exportable(metadata: Fields, head_size: int, rows: int) -> None:
+    for name in ("phi3.attention.key_length", "phi3.attention.value_length"):
+        if metadata.integer(name, head_size) != head_size:
+            metadata.fault(name, f"must be embedding_length / head_count, {head_size}.")
+    if metadata.integer("phi3.vocab_size", rows) != rows:
+        metadata.fault("phi3.vocab_size", f"differs from the {rows} rows of token_embd.weight.")
+    kind = metadata.text("phi3.rope.scaling.type", "none")
+    if kind not in ("none", "longrope"):
+        raise UnsupportedError(
+            f"export: {metadata.path}: phi3.rope.scaling.type is {kind!r}; a Phi-3 checkpoint "
+            "knows longrope only."
+        )
+
+
+def _write_config(
+    metadata: Fields, vectors: Mapping[str, tuple[float, ...]], rows: int
+) -> CheckpointConfig:
+    hidden = metadata.integer("phi3.embedding_length")
+    heads = metadata.integer("phi3.attention.head_count")
+    kv_heads = metadata.integer("phi3.attention.head_count_kv", heads)
+    layers = metadata.integer("phi3.block_count", maximum=_MAX_LAYERS)
+    feed_forward = metadata.integer("phi3.feed_forward_length")
+    context = metadata.integer("phi3.context_length")
+    epsilon = metadata.number("phi3.attention.layer_norm_rms_epsilon")
+    if not metadata.faults.sentences:
+        if hidden % heads:
+            metadata.fault("phi3.attention.head_count", f"does not divide {hidden}, the width.")
+        if heads % kv_heads:
+            metadata.fault("phi3.attention.head_count_kv", f"does not divide {heads}, the heads.")
+    if metadata.faults.sentences:
+        # Wrong sizes would only make what depends on them look wrong.
+        return CheckpointConfig({}, {})
+    head_size = hidden // heads
+    _check_exportable(metadata, head_size, rows)
+    window = metadata.integer(
+        "phi3.attention.sliding_window",
+        _PLAIN_WINDOW if context == _PLAIN_CONTEXT else 0,
+        minimum=0,
+    )
+    fields = {
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": feed_forward,
+        "max_position_embeddings": context,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "rms_norm_eps": shortest(epsilon),
+        "sliding_window": window or None,
+        "use_cache": True,
+        **_write_rope(metadata, vectors, head_size, context),
+    }
+    return CheckpointConfig(
+        dimensions={
+            "layers": layers,
+            **_dimensions(hidden, heads, kv_heads, feed_forward=feed_forward),
+        },
+        fields=fields,
     )
 
 
@@ -167,9 +289,11 @@ PHI3 = Architecture(
     model_type="phi3",
     gguf_name="phi3",
     rules=_RULES,
+    vectors=_VECTORS,
     ignored=(
         r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
         r"model\.rotary_emb\.inv_freq",
     ),
     read_config=_read_config,
+    write_config=_write_config,
 )

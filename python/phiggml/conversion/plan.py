@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phiggml.conversion.architecture import Architecture, ModelConfig, TensorRule
+from phiggml.conversion.architecture import Architecture, ModelConfig, expanded
 from phiggml.conversion.checkpoint import Checkpoint
 from phiggml.conversion.faults import Faults
 from phiggml.conversion.fields import Fields
@@ -120,23 +120,6 @@ def _to_float32(data: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.uint8
     return values.view(np.uint8)
 
 
-def _expanded(rules: tuple[TensorRule, ...], layers: int) -> Iterator[tuple[TensorRule, str, str]]:
-    """Yield (rule, source, target) with the rules of a layer together, once for each layer."""
-    index = 0
-    while index < len(rules):
-        if "{layer}" not in rules[index].target:
-            yield rules[index], rules[index].source, rules[index].target
-            index += 1
-            continue
-        end = index
-        while end < len(rules) and "{layer}" in rules[end].target:
-            end += 1
-        for layer in range(layers):
-            for rule in rules[index:end]:
-                yield rule, rule.source.format(layer=layer), rule.target.format(layer=layer)
-        index = end
-
-
 def _match(
     architecture: Architecture,
     config: ModelConfig,
@@ -150,7 +133,7 @@ def _match(
         for name, values in config.vectors.items()
     }
     used: set[str] = set()
-    for rule, source, target in _expanded(architecture.rules, config.dimensions["layers"]):
+    for rule, source, target in expanded(architecture.rules, config.dimensions["layers"]):
         tensor = stored.get(source)
         if tensor is None:
             if rule.optional_if is None or not config.conditions[rule.optional_if]:

@@ -1,4 +1,4 @@
-"""One safetensors file: a header that is checked whole before any byte of data is looked at.
+"""One safetensors file: a header that is checked whole before any byte of data, and its writing.
 
 Source: the format as the README of huggingface/safetensors gives it: a little-endian u64 header
 length, that many bytes of JSON, then the data, covered by the tensors without overlap or hole.
@@ -6,10 +6,11 @@ length, that many bytes of JSON, then the data, covered by the tensors without o
 
 from __future__ import annotations
 
+import json
 import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,10 +22,12 @@ import numpy.typing as npt
 from phiggml.conversion.jsonfile import parse_object, regular_size
 from phiggml.errors import FormatError, InputError
 
-__all__ = ["SafetensorsFile", "StoredTensor"]
+__all__ = ["SafetensorsFile", "StoredTensor", "encode_header", "tensor_bytes"]
 
 HEADER_LIMIT = 100_000_000
 _LENGTH_BYTES = 8
+# Data begin at a multiple of this, as the format asks of those who write it.
+_ALIGNMENT = 8
 
 _DTYPE_BITS: Mapping[str, int] = MappingProxyType(
     {
@@ -172,3 +175,24 @@ def _is_counts(value: Any) -> bool:
         and len(value) <= 16
         and all(type(item) is int and 0 <= item < 2**63 for item in value)
     )
+
+
+def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor of a dtype of whole bytes."""
+    return math.prod(shape) * _DTYPE_BITS[dtype] // 8
+
+
+def encode_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """Everything of a safetensors file that stands before the data.
+
+    Args:
+        tensors: name, dtype and shape of each, in the order of their data.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape in tensors:
+        start, end = end, end + tensor_bytes(dtype, shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text

@@ -12,10 +12,10 @@ from phiggml.conversion.jsonfile import SMALL_LIMIT, read_bytes, read_object
 from phiggml.conversion.vocabulary import END_OF_TURN, Vocabulary
 from phiggml.errors import FormatError
 
-__all__ = ["special_token_metadata"]
+__all__ = ["TOKEN_KINDS", "special_token_metadata"]
 
 # config.json's name of each special token, and GGUF's.
-_KINDS = {
+TOKEN_KINDS = {
     "bos": "bos",
     "eos": "eos",
     "unk": "unknown",
@@ -49,7 +49,7 @@ def special_token_metadata(
     metadata: dict[str, Any] = {}
     ids = _special_ids(vocabulary, config, faults)
     for kind, token_id in ids.items():
-        metadata[f"tokenizer.ggml.{_KINDS[kind]}_token_id"] = token_id
+        metadata[f"tokenizer.ggml.{TOKEN_KINDS[kind]}_token_id"] = token_id
     ends = _end_ids(vocabulary, config, generation, faults)
     if "eos" not in ids and ends:
         metadata["tokenizer.ggml.eos_token_id"] = ids["eos"] = ends[0]
@@ -64,7 +64,7 @@ def special_token_metadata(
 
 def _special_ids(vocabulary: Vocabulary, config: dict[str, Any], faults: Faults) -> dict[str, int]:
     ids: dict[str, int] = {}
-    for kind in _KINDS:
+    for kind in TOKEN_KINDS:
         token = vocabulary.config.get(f"{kind}_token")
         if isinstance(token, dict):
             token = token.get("content")

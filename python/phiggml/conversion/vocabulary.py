@@ -16,11 +16,11 @@ from phiggml.conversion.jsonfile import LARGE_LIMIT, SMALL_LIMIT, read_object
 from phiggml.conversion.sentencepiece import SentencePieceModel, read_sentencepiece
 from phiggml.errors import UnsupportedError
 
-__all__ = ["Vocabulary"]
+__all__ = ["ADDED_SCORE", "NEVER_STRIP", "PADDING_SCORE", "Vocabulary", "padding_token"]
 
 # What llama.cpp's converters write: added tokens sort after every piece, padding after those.
-_ADDED_SCORE = -1000.0
-_PADDING_SCORE = -10000.0
+ADDED_SCORE = -1000.0
+PADDING_SCORE = -10000.0
 
 END_OF_TURN = "<|end|>"
 _CONTROL = frozenset({END_OF_TURN, "<|endoftext|>", "<|assistant|>", "<|user|>", "<|system|>"})
@@ -28,7 +28,12 @@ _CONTROL = frozenset({END_OF_TURN, "<|endoftext|>", "<|assistant|>", "<|user|>",
 # llama.cpp looks these up without asking whether they exist once a name says Phi-3, and gives
 # the last three no stripping.
 _NEEDED_TO_STRIP = ("</s>", "<unk>", "<s>", "<|endoftext|>")
-_NEVER_STRIP = frozenset(_NEEDED_TO_STRIP[1:])
+NEVER_STRIP = frozenset(_NEEDED_TO_STRIP[1:])
+
+
+def padding_token(token_id: int) -> str:
+    """What stands in a GGUF file for a row of the embedding that has no token."""
+    return f"[PAD{token_id}]"
 
 
 def _parts(*components: Any) -> Iterator[dict[str, Any]]:
@@ -66,8 +71,8 @@ class Vocabulary:
         self.config = self._optional("tokenizer_config.json")
         self.fast = self._optional("tokenizer.json", limit=LARGE_LIMIT)
         self.model = self._read_model()
-        self.tokens = [f"[PAD{i}]" for i in range(size)]
-        self.scores = np.full(size, _PADDING_SCORE, dtype=np.float32)
+        self.tokens = [padding_token(i) for i in range(size)]
+        self.scores = np.full(size, PADDING_SCORE, dtype=np.float32)
         self.types = np.full(size, sentencepiece.UNUSED, dtype=np.int32)
         self.ignored: list[tuple[int, str]] = []
         self._strip_flags: dict[str, bool] = {}
@@ -88,7 +93,7 @@ class Vocabulary:
         """
         if any(token not in self.ids for token in _NEEDED_TO_STRIP):
             return False
-        flags = [v for token, v in self._strip_flags.items() if token not in _NEVER_STRIP]
+        flags = [v for token, v in self._strip_flags.items() if token not in NEVER_STRIP]
         return any(flags) if flags else True
 
     def metadata(self) -> dict[str, Any]:
@@ -192,7 +197,7 @@ class Vocabulary:
             self.ignored.append((token_id, token))
             return False
         self.tokens[token_id] = token
-        self.scores[token_id] = _ADDED_SCORE
+        self.scores[token_id] = ADDED_SCORE
         self.types[token_id] = kind
         return True
 
