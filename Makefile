@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard examples/phi3-nano/* csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h cmake/* third_party/*.json) CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-slow lint format bench stock reference nano clean
+.PHONY: demo test test-slow lint format bench fuzz fuzz-parser fuzz-python stock reference nano clean
 
 demo: $(INSTALLED)
 	$(BIN)/phiggml demo
@@ -19,20 +19,59 @@ test-slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'fuzz/*.cpp')
 	$(BIN)/mypy
 	$(BIN)/python tools/check_stubs.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'fuzz/*.cpp')
 
 # Quick figures of this machine; benchmarks/README.md says what each script measures.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_import.py
 	$(BIN)/python benchmarks/bench_quant.py
+	$(BIN)/python benchmarks/bench_gguf.py
 	$(BIN)/python benchmarks/bench_heldout.py
+
+# Looks for bytes that break the GGUF reader; fuzz/README.md says how. What it finds is kept in build/fuzz/crashes.
+# fuzz-python writes files, durably: to memory where there is /dev/shm, which spares the disk that.
+FUZZ_SECONDS ?= 600
+CLANGXX ?= clang++
+FUZZ := build/fuzz
+FUZZ_SOURCES := fuzz/fuzz_gguf.cpp $(addprefix csrc/,$(addsuffix .cpp,\
+	gguf gguf_parser gguf_text byte_source byte_window quant threads shutdown))
+
+fuzz: fuzz-parser fuzz-python
+
+fuzz-parser: $(FUZZ)/fuzz_gguf $(FUZZ)/seeds/.made
+	mkdir -p $(FUZZ)/crashes $(FUZZ)/corpus/parser
+	$(FUZZ)/fuzz_gguf -dict=fuzz/gguf.dict -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=2 \
+		-malloc_limit_mb=100 -use_value_profile=1 -print_final_stats=1 -artifact_prefix=$(FUZZ)/crashes/ \
+		$(FUZZ)/corpus/parser $(FUZZ)/seeds
+
+fuzz-python: $(INSTALLED) $(FUZZ)/.atheris $(FUZZ)/seeds/.made
+	mkdir -p $(FUZZ)/crashes $(FUZZ)/corpus/python
+	folder=$$(mktemp -d -p /dev/shm || mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	TMPDIR="$$folder" PYTHONPATH=tests $(BIN)/python fuzz/fuzz_python.py -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=20 \
+		-print_final_stats=1 -artifact_prefix=$(FUZZ)/crashes/ $(FUZZ)/corpus/python $(FUZZ)/seeds
+
+$(FUZZ)/fuzz_gguf: $(FUZZ_SOURCES) $(wildcard csrc/*.h) | $(INSTALLED)
+	mkdir -p $(FUZZ)
+	libraries=$$($(BIN)/python -c "from phiggml.runtime import library_folder; print(library_folder())"); \
+	$(CLANGXX) -std=c++17 -g -O1 -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+		-Icsrc -isystem third_party/llama.cpp/ggml/include $(FUZZ_SOURCES) \
+		-L$$libraries -Wl,-rpath,$$libraries -lphiggml-ggml-base -pthread -o $@
+
+$(FUZZ)/seeds/.made: fuzz/make_corpus.py $(wildcard tests/hostile_*.py) tests/gguf_bytes.py | $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python fuzz/make_corpus.py $(FUZZ)/seeds
+	touch $@
+
+$(FUZZ)/.atheris: fuzz/requirements.txt | $(INSTALLED)
+	mkdir -p $(FUZZ)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 # Upstream's own tools, untouched, in build/stock: what "stock" means in every comparison.
 stock:

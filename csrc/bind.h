@@ -11,6 +11,7 @@
 #include <future>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -31,6 +32,10 @@ void register_gguf(py::module_ & m);
 void register_recipe(py::module_ & m);
 void register_model(py::module_ & m);
 void register_session(py::module_ & m);
+
+// A message for people, which may quote bytes of a stranger's file: what is no UTF-8 or cannot be printed is escaped,
+// line ends apart.
+py::str message_text(std::string_view message);
 
 // Raises InputError unless `array` is C-contiguous with exactly this dtype; the pointer is not written through.
 template <typename T>

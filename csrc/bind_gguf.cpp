@@ -232,19 +232,13 @@ py::object file_of_front(const py::bytes & front, std::uint64_t size, const py::
     }
 }
 
-// (message, offset) of each; names that are no text appear with escapes.
+// (message, offset) of each.
 py::list find_faults(const py::bytes & path) {
     const std::string name = path;
     const std::vector<GgufFault> faults = call_released([&] { return find_gguf_faults(*MappedFile::open(name)); });
     py::list found;
     for (const GgufFault & fault : faults) {
-        const auto size = static_cast<py::ssize_t>(fault.message.size());
-        const auto message =
-            py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(fault.message.data(), size, "backslashreplace"));
-        if (!message) {
-            throw py::error_already_set();
-        }
-        found.append(py::make_tuple(message, fault.offset));
+        found.append(py::make_tuple(message_text(fault.message), fault.offset));
     }
     return found;
 }
@@ -277,6 +271,7 @@ void register_gguf(py::module_ & m) {
         .def_static("from_front", &file_of_front, py::arg("front"), py::arg("size"), py::arg("name"))
         .def_property_readonly("version", [](const GgufFile & file) { return file.header().version; })
         .def_property_readonly("alignment", [](const GgufFile & file) { return file.header().alignment; })
+        .def_property_readonly("header_end", [](const GgufFile & file) { return file.header().header_end; })
         .def_property_readonly("data_offset", [](const GgufFile & file) { return file.header().data_offset; })
         .def_property_readonly("size", [](const GgufFile & file) { return file.source().size(); })
         .def_property_readonly("is_big_endian", [](const GgufFile & file) { return file.header().big_endian; })

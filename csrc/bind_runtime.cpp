@@ -8,9 +8,7 @@ namespace {
 std::vector<std::pair<int, py::str>> take_log_text() {
     std::vector<std::pair<int, py::str>> lines;
     for (const LogRecord & record : take_log()) {
-        lines.emplace_back(record.level,
-                           py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(
-                               record.text.data(), static_cast<py::ssize_t>(record.text.size()), "backslashreplace")));
+        lines.emplace_back(record.level, message_text(record.text));
     }
     return lines;
 }

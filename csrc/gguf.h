@@ -66,7 +66,8 @@ struct GgufHeader {
     std::uint32_t version = 0;
     bool big_endian = false;
     std::uint32_t alignment = 32;
-    std::uint64_t data_offset = 0;
+    std::uint64_t header_end = 0;   // behind the last tensor's description
+    std::uint64_t data_offset = 0;  // the same, aligned
     std::vector<GgufEntry> entries;
     std::vector<GgufTensor> tensors;
     std::vector<std::size_t> entries_by_key;  // indices of entries, sorted by key

@@ -22,6 +22,10 @@ constexpr std::string_view alignment_key = "general.alignment";
 
 constexpr std::size_t most_faults = 1000;
 
+// Beyond all files that exist, and little enough to be read and kept: a file can be a hole of any size.
+constexpr std::uint64_t max_header_bytes = 128 << 20;
+constexpr std::uint64_t max_entries = 1 << 18;
+
 class Parser {
 public:
     // With `faults`, all that can be told apart are collected; else the first is thrown.
@@ -36,8 +40,16 @@ public:
         // one byte, a type and one byte.
         require_room("tensors", n_tensors, size_bytes_ + 1 + 4 + 4 + 8, position_);
         require_room("metadata keys", n_entries, size_bytes_ + 1 + 4 + 1, position_);
+        for (const std::uint64_t count : {n_tensors, n_entries}) {
+            if (count > max_entries) {
+                fail("it has " + std::to_string(count) + " tensors or metadata keys, and phiggml reads up to " +
+                         std::to_string(max_entries) + ".",
+                     8);
+            }
+        }
         read_entries(n_entries);
         read_tensors(n_tensors);
+        header_.header_end = position_;
         place_tensors();
         if (position_ > source_.at_hand()) {
             window_.at(position_ - 1, 1);  // values that were passed over must be at hand as well
@@ -66,7 +78,19 @@ private:
                      ". It is truncated or damaged; fetch it again.",
                  position_);
         }
+        require_small_header(nbytes);
     }
+
+    void require_small_header(std::uint64_t nbytes) const {
+        if (nbytes > max_header_bytes - position_) {
+            fail("its header goes on behind byte " + std::to_string(max_header_bytes) +
+                     ", and phiggml reads headers up to there.",
+                 position_);
+        }
+    }
+
+    // What may follow the position.
+    std::uint64_t room() const { return std::min(size_, max_header_bytes) - position_; }
 
     template <typename T>
     T read(const char * what) {
@@ -99,6 +123,7 @@ private:
                      std::to_string(remaining()) + " follow. The file is truncated or damaged; fetch it again.",
                  begin);
         }
+        require_small_header(length);
         return length;
     }
 
@@ -209,7 +234,7 @@ private:
                 }
                 const std::uint64_t length = prefix == 8 ? load_integer<std::uint64_t>(at, header_.big_endian)
                                                          : load_integer<std::uint32_t>(at, header_.big_endian);
-                if (length > remaining() - prefix) {
+                if (length > room() - prefix) {
                     read_length("a string");  // fails, and says why
                 }
                 ++i;

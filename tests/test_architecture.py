@@ -34,11 +34,17 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "manager", "base"}
 
 def python_files() -> list[Path]:
     folders = [PACKAGE, ROOT / "tests", ROOT / "tools", ROOT / "benchmarks", ROOT / "build_backend"]
+    folders.append(ROOT / "fuzz")
     return [path for folder in folders for path in sorted(folder.rglob("*.py"))]
 
 
 def core_files() -> list[Path]:
-    return sorted((ROOT / "csrc").rglob("*.cpp")) + sorted((ROOT / "csrc").rglob("*.h"))
+    return [
+        path
+        for folder in ("csrc", "fuzz")
+        for pattern in ("*.cpp", "*.h")
+        for path in sorted((ROOT / folder).rglob(pattern))
+    ]
 
 
 def short(path: Path) -> str:

@@ -82,6 +82,11 @@ class GGUFFile:
         return self._open_file().alignment
 
     @property
+    def header_end(self) -> int:
+        """Where the first part's header ends, in bytes; what aligns the data follows."""
+        return self._open_file().header_end
+
+    @property
     def data_offset(self) -> int:
         """Where the tensor data begin in the first part, in bytes."""
         return self._open_file().data_offset

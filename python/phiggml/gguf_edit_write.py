@@ -24,6 +24,7 @@ from phiggml.progress import Progress, ProgressCallback
 __all__ = ["EditedFile", "changed_meanwhile", "locked"]
 
 _ONE_COPY = 8 << 20
+_MOST_GROWTH = 64 << 10  # of a header, into the zeros that align the data
 _LOCK_SECONDS = 10.0
 _LOCK_POLL_SECONDS = 0.02
 # What file systems answer that cannot lock, or cannot copy.
@@ -37,7 +38,8 @@ class EditedFile:
 
     Attributes:
         path: the file, no link.
-        old: the bytes before its data.
+        old: its header, with as much of what aligns the data as an edit in place may fill.
+        data_offset: where its data begin.
         nbytes: its size.
         native: whether `old` begins with the bytes of a Header.
         edited: the header to be; the present one until there is an edit.
@@ -46,6 +48,7 @@ class EditedFile:
 
     path: Path
     old: bytes
+    data_offset: int
     nbytes: int
     native: bool
     edited: EditedHeader
@@ -63,10 +66,11 @@ class EditedFile:
             header = read_header(file)
             native = is_native(file)
             nbytes = os.fstat(stream.fileno()).st_size
-            old = _read_at(stream.fileno(), 0, min(file.data_offset, nbytes))
+            data_offset = min(file.data_offset, nbytes)
+            old = _read_at(stream.fileno(), 0, min(file.header_end + _MOST_GROWTH, data_offset))
         if native and not old.startswith(header.encode()):
             raise changed_meanwhile(os.fspath(path))
-        return cls(path, old, nbytes, native, EditedHeader(header, 0, ()))
+        return cls(path, old, data_offset, nbytes, native, EditedHeader(header, 0, ()))
 
     def with_edit(self, edited: EditedHeader) -> EditedFile:
         """The same with another header to be, and how to get there."""
@@ -80,7 +84,7 @@ class EditedFile:
         """What the edit writes."""
         if self.patch is not None:
             return self.patch.nbytes
-        return self.edited.header.data_offset + max(0, self.nbytes - len(self.old))
+        return self.edited.header.data_offset + self.nbytes - self.data_offset
 
     def require_writable(self) -> None:
         """Checks that the file may be written to: a rename alone would replace it regardless.
@@ -111,7 +115,7 @@ class EditedFile:
             output.write(header.encode())
             output.write_zeros(header.data_offset - output.position)
             if self.native:
-                data = range(len(self.old), self.nbytes)
+                data = range(self.data_offset, self.nbytes)
                 _copy_data(descriptor, output, data, progress, path=self.path)
             else:
                 _convert_data(descriptor, output, progress)

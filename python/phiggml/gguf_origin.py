@@ -18,7 +18,7 @@ __all__ = ["OpenPart", "Origin", "open_part", "open_parts", "split_place"]
 Origin: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
 _FIRST_FRONT = 1 << 20  # most headers, their vocabulary apart
-_LONGEST_FRONT = 1 << 30
+_LONGEST_FRONT = 1 << 28
 
 
 @dataclass(frozen=True)

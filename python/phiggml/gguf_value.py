@@ -256,9 +256,10 @@ def _numbers(values: Any, name: str, what: str) -> npt.NDArray[Any]:
     if given.dtype == dtype:
         return given
     if dtype.kind == "f":
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # signalling NaNs are numbers here
             converted = given.astype(dtype)
-        if np.any(np.isinf(converted) & np.isfinite(given.astype(np.float64))):
+            too_large = np.any(np.isinf(converted) & np.isfinite(given.astype(np.float64)))
+        if too_large:
             raise InputError(
                 f"{what}: a value is too large for {name}. Pass GGUFValue(value, 'FLOAT64')."
             )
