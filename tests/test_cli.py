@@ -264,63 +264,7 @@ def test_a_full_chat_fails_in_a_pipe(
     assert "n_ctx = 32" in complaint(capsys)
 
 
-# inspect, devices, doctor, demo -------------------------------------------------------------------
-
-
-def test_inspect_json_is_what_gguf_reads(nano_q4: Path, capsys: Out) -> None:
-    assert phiggml("inspect", nano_q4, "--json") == 0
-    document = json.loads(capsys.readouterr().out)
-    reader = gguf.GGUFReader(nano_q4)
-    assert document["parameters"] == sum(int(t.n_elements) for t in reader.tensors)
-    found = [(t["name"], t["type"], t["nbytes"], t["offset"]) for t in document["tensors"]]
-    assert found == [(t.name, t.tensor_type.name, t.n_bytes, t.data_offset) for t in reader.tensors]
-    fields = {k: f.contents() for k, f in reader.fields.items() if not k.startswith("GGUF.")}
-    assert document["metadata"] == fields
-    tokens = fields["tokenizer.ggml.tokens"]
-    config = json.loads((NANO / "config.json").read_text("utf-8"))
-    assert (document["context_length"], document["vocabulary_size"]) == (
-        config["max_position_embeddings"],
-        len(tokens),
-    )
-    assert document["chat_template"] is True
-    shares = document["types"]
-    assert sum(share["nbytes"] for share in shares.values()) == sum(
-        int(t.n_bytes) for t in reader.tensors
-    )
-
-
-def test_inspect_as_tables(nano_q4: Path, capsys: Out) -> None:
-    assert phiggml("inspect", nano_q4) == 0
-    text = capsys.readouterr().out
-    for line in (
-        r"^architecture +phi3$",
-        r"^chat template +yes$",
-        r"^types +[\d.]+% Q4_K, \d+ tensors$",
-        r"^tokenizer\.ggml\.tokens +[\d,]+: \[<unk>, ",
-        r"^output\.weight +\d+ x \d+ +Q6_K +[\d,]+$",
-    ):
-        assert re.search(line, text, re.MULTILINE), line
-    assert max(map(len, text.splitlines())) < 140  # arrays and templates are shortened
-
-
-def test_inspect_of_a_strangers_file(tmp_path: Path, capsys: Out) -> None:
-    path = tmp_path / "odd.gguf"
-    with pg.GGUFWriter(path) as writer:
-        writer.metadata["odd.text"] = "\x1b]0;owned\x07 \udc80 \x9b2J"
-        writer.metadata["odd.numbers"] = np.array([np.nan, np.inf, 1.5], np.float32)
-        writer.metadata["general.architecture"] = 3
-        writer.add_tensor("\x1b[31mred", np.ones(4, np.float32))
-    assert phiggml("inspect", path) == 0
-    text = capsys.readouterr().out
-    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
-    assert "\\x1b[31mred" in text
-    assert phiggml("inspect", path, "--json") == 0
-
-    def refuse(constant: str) -> NoReturn:
-        raise AssertionError(f"{constant} is no JSON")
-
-    document = json.loads(capsys.readouterr().out, parse_constant=refuse)
-    assert document["metadata"]["odd.numbers"] == ["nan", "inf", 1.5]
+# devices, doctor, demo ----------------------------------------------------------------------------
 
 
 def test_devices(capsys: Out) -> None:

@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from phiggml.chat import render_chat
     from phiggml.completion import Chunk, Completion, Timings
     from phiggml.conversion import convert
+    from phiggml.conversion.export import ExportReport, export_checkpoint
     from phiggml.gguf import GGUFFile, GGUFTensor, GGUFWriter
+    from phiggml.gguf_diff import GGUFDiff, diff_gguf
+    from phiggml.gguf_edit import GGUFEdit, edit_gguf
+    from phiggml.gguf_extract import extract_tensor
+    from phiggml.gguf_hash import GGUFHash, hash_gguf
+    from phiggml.gguf_split import merge_gguf, split_gguf
+    from phiggml.gguf_value import GGUFValue
+    from phiggml.gguf_verify import GGUFVerification, verify_gguf
     from phiggml.model import Model
     from phiggml.progress import Progress
     from phiggml.quantization import QuantizeOptions, Report, quantize_model
@@ -42,8 +50,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "Chunk": "completion",
     "Completion": "completion",
+    "ExportReport": "conversion.export",
+    "GGUFDiff": "gguf_diff",
+    "GGUFEdit": "gguf_edit",
     "GGUFFile": "gguf",
+    "GGUFHash": "gguf_hash",
     "GGUFTensor": "gguf",
+    "GGUFValue": "gguf_value",
+    "GGUFVerification": "gguf_verify",
     "GGUFWriter": "gguf",
     "Model": "model",
     "Progress": "progress",
@@ -53,9 +67,17 @@ _HOMES = {
     "Session": "session",
     "Timings": "completion",
     "convert": "conversion",
+    "diff_gguf": "gguf_diff",
+    "edit_gguf": "gguf_edit",
+    "export_checkpoint": "conversion.export",
+    "extract_tensor": "gguf_extract",
+    "hash_gguf": "gguf_hash",
+    "merge_gguf": "gguf_split",
     "model_types": "recipe",
     "quantize_model": "quantization",
     "render_chat": "chat",
+    "split_gguf": "gguf_split",
+    "verify_gguf": "gguf_verify",
 }
 
 __all__ = [
@@ -63,9 +85,15 @@ __all__ = [
     "Completion",
     "Device",
     "DeviceError",
+    "ExportReport",
     "FormatError",
+    "GGUFDiff",
+    "GGUFEdit",
     "GGUFFile",
+    "GGUFHash",
     "GGUFTensor",
+    "GGUFValue",
+    "GGUFVerification",
     "GGUFWriter",
     "InputError",
     "Model",
@@ -84,12 +112,20 @@ __all__ = [
     "convert",
     "dequantize",
     "devices",
+    "diff_gguf",
+    "edit_gguf",
+    "export_checkpoint",
+    "extract_tensor",
+    "hash_gguf",
+    "merge_gguf",
     "model_types",
     "quant_types",
     "quantization_error",
     "quantize",
     "quantize_model",
     "render_chat",
+    "split_gguf",
+    "verify_gguf",
 ]
 
 

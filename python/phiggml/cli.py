@@ -2,7 +2,8 @@
 
     code  meaning
     0     done
-    1     `doctor` found a failure, or phiggml itself is at fault
+    1     `doctor`, `gguf verify`, `gguf diff` or `gguf hash --check` found something; or phiggml
+          itself is at fault
     2     the command line is wrong
     3     InputError: an argument has a wrong value
     4     FormatError: a file is no valid GGUF, checkpoint or tokenizer
@@ -33,6 +34,7 @@ from phiggml.cli_chat import add_chat
 from phiggml.cli_convert import add_convert, add_quantize
 from phiggml.cli_demo import add_demo
 from phiggml.cli_doctor import add_devices, add_doctor
+from phiggml.cli_gguf import add_gguf
 from phiggml.cli_inspect import add_inspect
 from phiggml.cli_run import add_run
 from phiggml.cli_terminal import printable
@@ -57,6 +59,7 @@ _VERBS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...] =
     ("run", add_run, "answer a prompt"),
     ("chat", add_chat, "talk with a model"),
     ("inspect", add_inspect, "show what a GGUF file holds"),
+    ("gguf", add_gguf, "edit, compare, check, split, merge and export GGUF files"),
     ("devices", add_devices, "list what can compute here"),
     ("doctor", add_doctor, "check this installation, and say what to do"),
 )

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import shutil
 import sys
 from collections.abc import Collection, Sequence
+from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["ProgressBar", "note", "pour", "printable", "say", "say_json", "size", "table"]
+__all__ = [
+    "ProgressBar",
+    "note",
+    "parse_size",
+    "pour",
+    "printable",
+    "say",
+    "say_json",
+    "size",
+    "table",
+]
 
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # Work that is done sooner needs no bar.
 _BAR_AFTER_SECONDS = 0.3
@@ -56,6 +69,14 @@ def size(nbytes: int) -> str:
         if nbytes >= unit:
             return f"{nbytes / unit:.{2 if nbytes < 100 * unit else 0}f} {name}"
     return f"{nbytes} bytes"
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes, or one in decimal units: what `type=` of an argument takes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.strip(), re.ASCII | re.IGNORECASE)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500M or 2G")
+    return int(Decimal(found[1]) * _UNITS[found[2].upper()])
 
 
 def table(
