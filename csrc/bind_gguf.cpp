@@ -55,24 +55,18 @@ void make_read_only(py::array & array) {
     py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 }
 
-// A copy of the value's bytes.
-py::array copy_numbers(const GgufFile & file, const GgufEntry & entry) {
+// A copy: an edit in place may move what stands in the header.
+py::array decode_numbers(const GgufFile & file, const GgufEntry & entry) {
     py::array array(dtype_of(entry.type, file.header().big_endian), static_cast<py::ssize_t>(entry.count));
     auto * const out = static_cast<std::uint8_t *>(array.mutable_data());
-    call_released([&] { file.source().read(entry.offset, entry.end - entry.offset, out); });
+    call_released([&] {
+        file.require_unchanged();
+        file.source().read(entry.offset, entry.end - entry.offset, out);
+    });
     // What is not 0 or 1 any more has been written since the file was opened; numpy would misbehave on it.
     if (entry.type == GgufType::boolean) {
         std::transform(out, out + entry.count, out, [](std::uint8_t byte) { return byte != 0 ? 1 : 0; });
     }
-    make_read_only(array);
-    return array;
-}
-
-// A view whose base is the File, so the bytes live as long as any view. numpy sees that they are not aligned.
-py::array view_numbers(const FilePointer & file, const GgufEntry & entry) {
-    py::array array(dtype_of(entry.type, file->header().big_endian), {static_cast<py::ssize_t>(entry.count)},
-                    {static_cast<py::ssize_t>(gguf_type_size(entry.type))}, file->source().data() + entry.offset,
-                    py::cast(file));
     make_read_only(array);
     return array;
 }
@@ -91,11 +85,8 @@ py::object decode_value(const FilePointer & file, std::string_view key) {
         return entry.is_array ? py::cast(StringArray{file, &entry})
                               : decode_string(file->strings(entry, 0, 1).texts.front());
     }
-    if (!entry.is_array) {
-        return copy_numbers(*file, entry).attr("item")(0);
-    }
-    const bool can_view = file->source().data() != nullptr && entry.type != GgufType::boolean && entry.count > 0;
-    return can_view ? view_numbers(file, entry) : copy_numbers(*file, entry);
+    const py::array numbers = decode_numbers(*file, entry);
+    return entry.is_array ? py::object(numbers) : numbers.attr("item")(0);
 }
 
 // Type and value as a little-endian file of version 2 or 3 has them; None of any other file.
@@ -112,7 +103,10 @@ py::object raw_value(const GgufFile & file, std::string_view key) {
         throw py::error_already_set();
     }
     auto * const out = reinterpret_cast<std::uint8_t *>(PyBytes_AS_STRING(raw.ptr()));
-    call_released([&] { file.source().read(begin, nbytes, out); });
+    call_released([&] {
+        file.require_unchanged();
+        file.source().read(begin, nbytes, out);
+    });
     return raw;
 }
 

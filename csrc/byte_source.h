@@ -9,6 +9,17 @@
 
 namespace phiggml {
 
+// By which one tells that a file has been written to.
+struct ByteStamp {
+    std::uint64_t size = 0;
+    std::int64_t seconds = 0;
+    std::int64_t nanoseconds = 0;
+
+    bool operator==(const ByteStamp & other) const noexcept {
+        return size == other.size && seconds == other.seconds && nanoseconds == other.nanoseconds;
+    }
+};
+
 class ByteSource {
 public:
     virtual ~ByteSource() = default;
@@ -26,6 +37,12 @@ public:
 
     // How many of them, from the beginning, can be read.
     virtual std::uint64_t at_hand() const noexcept { return size_; }
+
+    // Now; of what cannot be written to it is always the same.
+    virtual ByteStamp stamp() const { return {size_, 0, 0}; }
+
+    // Keeps phiggml's editors from the file as long as the result lives; nullptr where that cannot be.
+    virtual std::shared_ptr<void> hold_still() const { return nullptr; }
 
     // Copies bytes [offset, offset + nbytes). Throws Error: input when they lie beyond the end, and what the source
     // does.

@@ -38,6 +38,8 @@ std::uint64_t gguf_type_size(GgufType type) noexcept {
 }
 
 GgufFile::GgufFile(std::shared_ptr<const ByteSource> source) : source_(std::move(source)) {
+    const std::shared_ptr<void> still = source_->hold_still();
+    stamp_ = source_->stamp();
     try {
         header_ = parse_gguf(*source_);
     } catch (const Error & error) {
@@ -45,6 +47,14 @@ GgufFile::GgufFile(std::shared_ptr<const ByteSource> source) : source_(std::move
             throw;
         }
         throw Error::format("read GGUF: " + source_->name() + ": " + error.message(), error.offset())
+            .with_path(source_->name());
+    }
+    require_unchanged();
+}
+
+void GgufFile::require_unchanged() const {
+    if (!is_unchanged()) {
+        throw Error::format("read GGUF: " + source_->name() + ": it has changed since it was opened. Open it again.")
             .with_path(source_->name());
     }
 }
@@ -62,6 +72,7 @@ const GgufEntry * GgufFile::find(std::string_view key) const {
 
 GgufStrings GgufFile::strings(const GgufEntry & entry, std::uint64_t start, std::uint64_t stop) const {
     GgufStrings found;
+    require_unchanged();
     if (start >= stop) {
         return found;
     }

@@ -116,6 +116,12 @@ public:
     const ByteSource & source() const noexcept { return *source_; }
     const std::shared_ptr<const ByteSource> & shared_source() const noexcept { return source_; }
 
+    // Whether nobody has written to it since it was parsed.
+    bool is_unchanged() const { return source_->stamp() == stamp_; }
+
+    // Throws Error: format when somebody has: what was parsed need not be there any more.
+    void require_unchanged() const;
+
     // nullptr when there is none.
     const GgufEntry * find(std::string_view key) const;
 
@@ -124,6 +130,7 @@ public:
 
 private:
     std::shared_ptr<const ByteSource> source_;
+    ByteStamp stamp_;
     GgufHeader header_;
 };
 

@@ -1,13 +1,16 @@
 #include "mapped_file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <limits>
+#include <thread>
 
 #include "error.h"
 
@@ -34,7 +37,7 @@ MappedFile::Descriptor::~Descriptor() {
 }
 
 std::shared_ptr<const MappedFile> MappedFile::open(const std::string & path) {
-    return std::shared_ptr<const MappedFile>(new MappedFile(open_for_reading(path), path));
+    return std::shared_ptr<const MappedFile>(new MappedFile(open_for_reading(path), path, false));
 }
 
 std::shared_ptr<const MappedFile> MappedFile::from_descriptor(int descriptor, const std::string & name) {
@@ -42,11 +45,11 @@ std::shared_ptr<const MappedFile> MappedFile::from_descriptor(int descriptor, co
     if (own < 0) {
         throw Error::system(errno, name);
     }
-    return std::shared_ptr<const MappedFile>(new MappedFile(own, name));
+    return std::shared_ptr<const MappedFile>(new MappedFile(own, name, true));
 }
 
-MappedFile::MappedFile(int descriptor, const std::string & name)
-    : ByteSource(name, 0, nullptr), descriptor_(descriptor) {
+MappedFile::MappedFile(int descriptor, const std::string & name, bool shared)
+    : ByteSource(name, 0, nullptr), descriptor_(descriptor), shared_(shared) {
     struct stat status{};
     if (::fstat(descriptor, &status) != 0) {
         throw Error::system(errno, name);
@@ -76,6 +79,36 @@ MappedFile::~MappedFile() {
     if (data() != nullptr) {
         ::munmap(const_cast<std::uint8_t *>(data()), static_cast<std::size_t>(size()));
     }
+}
+
+ByteStamp MappedFile::stamp() const {
+    struct stat status{};
+    if (::fstat(descriptor_.value, &status) != 0) {
+        throw Error::system(errno, name());
+    }
+#ifdef __APPLE__
+    const timespec & written = status.st_mtimespec;
+#else
+    const timespec & written = status.st_mtim;
+#endif
+    return {static_cast<std::uint64_t>(status.st_size), written.tv_sec, written.tv_nsec};
+}
+
+std::shared_ptr<void> MappedFile::hold_still() const {
+    if (shared_) {
+        return nullptr;
+    }
+    // An edit in place takes milliseconds. Whoever holds the lock for longer is no editor of ours.
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+    while (::flock(descriptor_.value, LOCK_SH | LOCK_NB) != 0) {
+        const bool in_use = errno == EWOULDBLOCK || errno == EINTR;
+        if (!in_use || std::chrono::steady_clock::now() > deadline) {
+            return nullptr;
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    const int descriptor = descriptor_.value;
+    return {nullptr, [descriptor](void *) { ::flock(descriptor, LOCK_UN); }};
 }
 
 void MappedFile::copy(std::uint64_t offset, std::uint64_t nbytes, std::uint8_t * out) const {

@@ -24,6 +24,9 @@ public:
     // Of the open file, valid as long as this object.
     int descriptor() const noexcept { return descriptor_.value; }
 
+    ByteStamp stamp() const override;
+    std::shared_ptr<void> hold_still() const override;
+
 private:
     struct Descriptor {
         explicit Descriptor(int descriptor) : value(descriptor) {}
@@ -33,12 +36,13 @@ private:
         int value;
     };
 
-    // Takes the descriptor over.
-    MappedFile(int descriptor, const std::string & name);
+    // Takes the descriptor over. One that is shared with others is never locked: the lock would be theirs too.
+    MappedFile(int descriptor, const std::string & name, bool shared);
 
     void copy(std::uint64_t offset, std::uint64_t nbytes, std::uint8_t * out) const override;
 
     Descriptor descriptor_;
+    bool shared_;
 };
 
 }  // namespace phiggml

@@ -158,18 +158,27 @@ class GGUFMetadata(Mapping[str, Any]):
     of the file's dtype and byte order; arrays of strings GGUFStrings. Bytes of a string that are
     not UTF-8 become lone surrogates (errors="surrogateescape").
 
+    Somebody may edit the file in place while it is open; a value that is asked for afterwards
+    raises FormatError.
+
     Cost:
-        Arrays of numbers are views of the mapped file, not aligned to their size; those of
-        booleans, and of what is read from a URL or file object, are copied at each access.
+        Arrays of numbers are read once, and handed out as views from then on.
     """
 
     def __init__(self, owner: GGUFFile) -> None:
         self._owner = owner
         self._keys = dict.fromkeys(owner._open_file().keys())
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
 
     def __getitem__(self, key: str) -> Any:
         self._require(key)
-        value = self._owner._open_file().value(key)
+        file = self._owner._open_file()
+        if key in self._arrays:
+            return self._arrays[key].view()
+        value = file.value(key)
+        if isinstance(value, np.ndarray):
+            self._arrays[key] = value
+            return value.view()  # which nobody can make writable
         return GGUFStrings(value) if isinstance(value, _core.gguf.StringArray) else value
 
     def __contains__(self, key: object) -> bool:
