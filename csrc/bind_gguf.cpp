@@ -79,11 +79,15 @@ const GgufEntry & entry_of(const GgufFile & file, std::string_view key) {
     return *entry;
 }
 
+py::object decode_one(const GgufFile & file, const GgufEntry & entry, std::uint64_t index) {
+    const GgufStrings found = call_released([&] { return file.strings(entry, index, index + 1); });
+    return decode_string(found.texts.front());
+}
+
 py::object decode_value(const FilePointer & file, std::string_view key) {
     const GgufEntry & entry = entry_of(*file, key);
     if (entry.type == GgufType::string) {
-        return entry.is_array ? py::cast(StringArray{file, &entry})
-                              : decode_string(file->strings(entry, 0, 1).texts.front());
+        return entry.is_array ? py::cast(StringArray{file, &entry}) : decode_one(*file, entry, 0);
     }
     const py::array numbers = decode_numbers(*file, entry);
     return entry.is_array ? py::object(numbers) : numbers.attr("item")(0);
@@ -118,7 +122,7 @@ py::object string_at(const StringArray & strings, std::uint64_t index) {
     if (index >= strings.entry->count) {
         throw py::index_error("string array index out of range");
     }
-    return decode_string(strings.file->strings(*strings.entry, index, index + 1).texts.front());
+    return decode_one(*strings.file, *strings.entry, index);
 }
 
 // Strings [start, stop), which are clipped to the array.
@@ -171,14 +175,13 @@ py::object view_tensor(const py::object & self, std::size_t index) {
     return std::move(array);
 }
 
-void read_tensor(const GgufFile & file, std::size_t index, std::uint64_t start_row, py::array out) {
+void read_bytes(const GgufFile & file, std::size_t index, std::uint64_t start, py::array out) {
     const GgufTensor & tensor = tensor_at(file, index);
     std::uint8_t * const bytes = writable_data<std::uint8_t>(out, "read: out");
-    const std::uint64_t start = start_row * tensor.row_bytes;
     const auto nbytes = static_cast<std::uint64_t>(out.nbytes());
-    if (start_row > tensor.nbytes / tensor.row_bytes || nbytes > tensor.nbytes - start) {
-        throw Error(ErrorKind::input, "read: tensor '" + tensor.name + "': the rows lie beyond its " +
-                                          std::to_string(tensor.nbytes / tensor.row_bytes) + " rows.");
+    if (start > tensor.nbytes || nbytes > tensor.nbytes - start) {
+        throw Error(ErrorKind::input, "read: tensor '" + tensor.name + "': the bytes lie beyond its " +
+                                          std::to_string(tensor.nbytes) + ".");
     }
     call_released([&] { file.source().read(tensor.offset + start, nbytes, bytes); });
 }
@@ -280,7 +283,7 @@ void register_gguf(py::module_ & m) {
             py::arg("key"))
         .def("tensor", &describe_tensor, py::arg("index"))
         .def("tensor_data", &view_tensor, py::arg("index"))
-        .def("read_tensor", &read_tensor, py::arg("index"), py::arg("start_row"), py::arg("out"));
+        .def("read_bytes", &read_bytes, py::arg("index"), py::arg("start"), py::arg("out"));
     sub.def("find_faults", &find_faults, py::arg("path"));
 }
 

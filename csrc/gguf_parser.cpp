@@ -156,7 +156,8 @@ private:
         position_ = 4;
         header_.version = read<std::uint32_t>("the version");
         if (header_.version < 1 || header_.version > newest_version) {
-            fail("its GGUF version is " + std::to_string(version) + ", and phiggml reads 1 to " +
+            const std::uint32_t shown = std::min(version, header_.version);
+            fail("its GGUF version is " + std::to_string(shown) + ", and phiggml reads 1 to " +
                      std::to_string(newest_version) + ".",
                  4);
         }

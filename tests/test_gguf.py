@@ -198,6 +198,17 @@ def test_read_rows_copies_the_rows_asked_for(write):
                 tensor.read_rows(start, stop)
 
 
+def test_read_bytes_copies_the_bytes_asked_for(write):
+    with GGUFFile(write(tensor_file())) as f:
+        for tensor in f.tensors.values():
+            data = tensor.data.tobytes()
+            assert tensor.read_bytes().tobytes() == data
+            assert tensor.read_bytes(3, 7).tobytes() == data[3:7]
+            for start, stop in ((-1, 2), (2, 1), (0, len(data) + 1)):
+                with pytest.raises(InputError, match="bytes"):
+                    tensor.read_bytes(start, stop)
+
+
 def test_read_rows_survives_a_file_that_shrinks(write):
     path = write(tensor_file())
     with GGUFFile(path) as f:

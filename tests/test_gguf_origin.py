@@ -80,11 +80,28 @@ def test_bytes_that_are_no_file(content):
         assert caught.value.offset is not None
 
 
-def test_a_buffer_of_other_items_is_refused():
-    with pytest.raises(InputError, match="contiguous bytes"):
-        GGUFFile(memoryview(np.zeros(100, np.float32)))
-    with pytest.raises(InputError, match="contiguous bytes"):
-        GGUFFile(memoryview(small() * 2)[::2])
+def test_views_of_all_kinds():
+    content = small()
+    check(GGUFFile(memoryview(bytes(x for byte in content for x in (byte, 0)))[::2]))
+    words = np.frombuffer(content + bytes(-len(content) % 4), np.float32)
+    check(GGUFFile(memoryview(words)))
+    released = memoryview(content)
+    released.release()
+    with pytest.raises(InputError, match="released"):
+        GGUFFile(released)
+
+
+def test_views_of_what_can_change_are_copied():
+    buffer = bytearray(small())
+    with GGUFFile(memoryview(buffer).toreadonly()) as file:
+        buffer[:] = bytes(len(buffer))
+        check(file)
+
+
+@pytest.mark.parametrize("path", ["\ud800", Path("\ud800x")])
+def test_paths_that_cannot_be(path):
+    with pytest.raises(InputError, match="cannot hold"):
+        GGUFFile(path)
 
 
 def test_file_objects(tmp_path):
@@ -99,8 +116,7 @@ def test_file_objects(tmp_path):
         file = GGUFFile(stream)
     check(file)  # it holds the file open itself
     with tempfile.NamedTemporaryFile() as stream:
-        stream.write(small())
-        stream.flush()
+        stream.write(small())  # which stands in its buffer
         check(GGUFFile(stream))
 
 
@@ -154,6 +170,49 @@ def test_a_file_object_that_ends_too_soon():
         GGUFFile(Shrinking(content, 50))
 
 
+class Lying(io.BytesIO):
+    """A file object that gives something else once its header is read."""
+
+    answer: object = b""
+    end: object = None
+
+    def seek(self, offset: int, whence: int = 0) -> object:
+        place = super().seek(offset, whence)
+        return self.end if whence == 2 and self.end is not None else place
+
+    def read(self, size: int | None = -1) -> object:
+        given = super().read(size)
+        return given if self.tell() <= len(given) or not size else self.answer
+
+
+@pytest.mark.parametrize("answer", ["text", 7, None, bytes(97), np.zeros(96, np.uint8), [b"x"]])
+def test_file_objects_that_give_what_was_not_asked_for(answer):
+    stream = Lying(small())
+    stream.answer = answer
+    with GGUFFile(stream) as file, pytest.raises(FormatError, match=r"gives|ends before"):
+        file.tensors["t"].read_rows()
+
+
+@pytest.mark.parametrize("end", [-1, float("inf"), 1 << 63, "many", None])
+def test_file_objects_of_no_size(end):
+    stream = Lying(small())
+    stream.end = end
+    if end is None:
+        check(GGUFFile(io.BytesIO(small())))
+        return
+    with pytest.raises(InputError, match="bytes"):
+        GGUFFile(stream)
+
+
+def test_failures_behind_a_file_object_stay_os_errors():
+    class Failing(io.BytesIO):
+        def seek(self, offset: int, whence: int = 0) -> int:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"):
+        GGUFFile(Failing(small()))
+
+
 def test_sources_that_are_none():
     for source in (None, 7, 3.5, ["a"]):
         with pytest.raises(InputError, match="no path"):
@@ -189,8 +248,22 @@ def test_urls_that_cannot_be_read():
         file = GGUFFile(f"{server.url}/large.gguf")
         with file, pytest.raises(UnsupportedError, match="ranges"):
             file.tensors["t"].read_rows()
-    with pytest.raises(UnsupportedError, match="cannot open"):
-        GGUFFile("nonsense://small.gguf")
+    for url in ("nonsense://small.gguf", "zip://a::http://127.0.0.1:1/b.zip", "github://x"):
+        with pytest.raises((UnsupportedError, OSError)) as caught:
+            GGUFFile(url)
+        assert url in str(caught.value)
+
+
+def test_chained_urls(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as pack:
+        pack.writestr("small.gguf", small())
+    with GGUFFile(f"zip://small.gguf::file://{tmp_path}/a.zip") as file:
+        check(file)
+    with pytest.raises(InputError, match="closed"):
+        file.tensors["t"].read_rows()
+    (tmp_path / "b.zip").write_bytes(b"PK")
+    with pytest.raises(UnsupportedError, match="BadZipFile"):
+        GGUFFile(f"zip://small.gguf::file://{tmp_path}/b.zip")
 
 
 def test_a_server_that_goes_away():
@@ -214,12 +287,12 @@ def test_hostile_headers_behind_a_url():
             assert caught.value.path == f"{server.url}/{name}"
 
 
-def part(number: int, count: int, names: list[str], total: int, *extra: bytes) -> bytes:
+def part(number: int, count: int, names: list[str], total: int | bytes, *extra: bytes) -> bytes:
     pairs = [
         *extra,
         gb.number("split.no", gb.UINT16, number),
         gb.number("split.count", gb.UINT16, count),
-        gb.number("split.tensors.count", gb.INT32, total),
+        gb.number("split.tensors.count", gb.INT32, total) if isinstance(total, int) else total,
     ]
     tensors = [gb.tensor(name, (8,), gb.F32, offset=32 * i) for i, name in enumerate(names)]
     data = b"".join(np.full(8, ord(name), np.float32).tobytes() for name in names)
@@ -288,7 +361,7 @@ def test_one_part_alone(tmp_path):
         ({"m-00002-of-00003.gguf": part(2, 3, ["c"], 4)}, "part 2 of 3"),
         ({"m-00002-of-00003.gguf": part(1, 2, ["c"], 4)}, "part 2 of 3"),
         ({"m-00002-of-00003.gguf": part(1, 3, ["a"], 4)}, "another part"),
-        ({"m-00003-of-00003.gguf": part(2, 3, ["d", "e"], 4)}, "hold 5 tensors, not 4"),
+        ({"m-00003-of-00003.gguf": part(2, 3, ["d", "e"], 4)}, "hold 5 tensors, and"),
         ({"m-00003-of-00003.gguf": b"GGUF"}, "ends at byte 4"),
         ({"m-00003-of-00003.gguf": small()}, "part 3 of 3"),
     ],
@@ -297,6 +370,21 @@ def test_parts_that_do_not_belong_together(tmp_path, changes, message):
     paths = write_parts(tmp_path, {**parts(), **changes})
     with pytest.raises(FormatError, match=message):
         GGUFFile(paths[0])
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        gb.number("split.tensors.count", gb.FLOAT32, 4.0),
+        gb.array("split.tensors.count", gb.INT32, 1, struct.pack("<i", 4)),
+        gb.strings("split.tensors.count", ["4"]),
+    ],
+    ids=["float", "array", "strings"],
+)
+def test_a_count_of_tensors_that_is_no_integer(tmp_path, count):
+    files = {**parts(), "m-00001-of-00003.gguf": part(0, 3, ["a", "b"], count)}
+    with pytest.raises(FormatError, match="hold 4 tensors, and"):
+        GGUFFile(write_parts(tmp_path, files)[0])
 
 
 def test_parts_that_are_missing_or_renamed(tmp_path):
@@ -318,6 +406,7 @@ def test_parts_that_are_missing_or_renamed(tmp_path):
         [gb.number("split.count", gb.UINT16, 3), gb.number("split.no", gb.UINT16, 3)],
         [gb.number("split.count", gb.UINT16, 3), gb.number("split.no", gb.INT16, -1)],
         [gb.number("split.count", gb.UINT16, 3), gb.number("split.no", gb.BOOL, 1)],
+        [gb.number("split.count", gb.BOOL, 1)],
     ],
 )
 def test_split_keys_that_make_no_sense(tmp_path, pairs):

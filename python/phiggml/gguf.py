@@ -240,7 +240,7 @@ class GGUFTensors(Mapping[str, "GGUFTensor"]):
         self._tensors: dict[str, GGUFTensor] = {}
         for number, part in enumerate(owner._open_parts()):
             for index in range(part.core.n_tensors):
-                tensor = GGUFTensor(owner, number, index)
+                tensor = GGUFTensor(owner, part, number, index)
                 self._tensors[tensor.name] = tensor
 
     def __getitem__(self, name: str) -> GGUFTensor:
@@ -276,15 +276,15 @@ class GGUFTensor:
 
     __slots__ = ("_index", "_owner", "_part", "name", "nbytes", "offset", "path", "shape", "type")
 
-    def __init__(self, owner: GGUFFile, part: int, index: int) -> None:
+    def __init__(self, owner: GGUFFile, part: OpenPart, number: int, index: int) -> None:
         self._owner = owner
-        self._part = part
+        self._part = number
         self._index = index
-        name, type, shape, offset, nbytes = owner._parts[part].core.tensor(index)
+        name, type, shape, offset, nbytes = part.core.tensor(index)
         self.name = name
         self.type = QuantType(type)
         self.shape = shape
-        self.path = owner._parts[part].name
+        self.path = part.name
         self.offset = offset
         self.nbytes = nbytes
 
@@ -343,14 +343,41 @@ class GGUFTensor:
                 f"GGUFTensor.read_rows: tensor {self.name!r}: rows [{start}, {stop}): "
                 f"it has {self.n_rows}."
             )
-        part = self._open_part()
         row_bytes = self.nbytes // self.n_rows
+        return self.read_bytes(start * row_bytes, stop * row_bytes).reshape(-1, row_bytes)
+
+    def read_bytes(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.uint8]:
+        """Bytes [start, stop) of the tensor's data, copied from the file.
+
+        Args:
+            start: the first byte.
+            stop: the byte after the last; None means all.
+
+        Returns:
+            uint8[stop - start], in little-endian order.
+
+        Raises:
+            InputError: they lie outside the data; or, in a big-endian file, are no whole blocks.
+            UnsupportedError: nobody has said how the type lies in a big-endian file.
+            FormatError: the file has become shorter since it was opened.
+            OSError: it cannot be read.
+
+        Cost:
+            One copy, without the GIL.
+        """
+        stop = self.nbytes if stop is None else stop
+        part = self._open_part()
+        block_bytes = self.type.block_bytes if part.core.is_big_endian else 1
+        if not 0 <= start <= stop <= self.nbytes or start % block_bytes or stop % block_bytes:
+            raise InputError(
+                f"GGUFTensor.read_bytes: tensor {self.name!r}: bytes [{start}, {stop}): it has "
+                f"{self.nbytes}, and they must be multiples of {block_bytes}."
+            )
         if part.remote is None:
-            out = np.empty((stop - start, row_bytes), np.uint8)
-            part.core.read_tensor(self._index, start, out)
+            out = np.empty(stop - start, np.uint8)
+            part.core.read_bytes(self._index, start, out)
         else:
-            nbytes = (stop - start) * row_bytes
-            out = self._fetched(part, start * row_bytes, nbytes).reshape(-1, row_bytes).copy()
+            out = self._fetched(part, start, stop - start).copy()
         return little_endian_bytes(out, self.type) if part.core.is_big_endian else out
 
     def dequantize(self) -> npt.NDArray[Any]:

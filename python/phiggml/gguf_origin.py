@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any, TypeAlias
 
 from phiggml import _core
-from phiggml.errors import FormatError, InputError, UnsupportedError
+from phiggml.errors import FormatError, InputError
 from phiggml.gguf_remote import RemoteBytes, is_url, open_url
 
 __all__ = ["OpenPart", "Origin", "open_part", "open_parts", "split_place"]
@@ -18,7 +19,6 @@ __all__ = ["OpenPart", "Origin", "open_part", "open_parts", "split_place"]
 Origin: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
 _FIRST_FRONT = 1 << 20  # most headers, their vocabulary apart
-_LONGEST_FRONT = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -59,47 +59,53 @@ def open_part(origin: Origin) -> OpenPart:
         )
     if is_url(origin):
         return _open_remote(open_url(str(origin)), has_neighbours=True)
-    path = os.fspath(origin)
-    encoded = os.fsencode(path)
+    try:
+        path = os.fsdecode(origin)
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise InputError(f"GGUFFile: {str(origin)!r}: a path cannot hold this: {error}.") from error
     if b"\0" in encoded:
         raise InputError(f"GGUFFile: {path!r}: a path cannot hold NUL.")
     return OpenPart(path, _core.gguf.File(encoded))
 
 
 def _of_buffer(buffer: bytes | bytearray | memoryview, name: str) -> _core.gguf.File:
+    """Bytes that nobody can change are read where they lie."""
     try:
-        return _core.gguf.File.from_buffer(buffer, name.encode())
-    except BufferError as error:
+        plain = not isinstance(buffer, memoryview) or (buffer.format, buffer.strides) == ("B", (1,))
+        if not (plain and isinstance(getattr(buffer, "obj", buffer), bytes)):
+            buffer = bytes(buffer)
+        return _core.gguf.File.from_buffer(buffer, name.encode("utf-8", "backslashreplace"))
+    except (BufferError, ValueError) as error:
+        if isinstance(error, FormatError | InputError):
+            raise
         raise InputError(f"GGUFFile: {name}: {error}. Pass bytes(buffer).") from error
 
 
 def _open_stream(stream: IO[bytes]) -> OpenPart:
     given = getattr(stream, "name", None)
     name = given if isinstance(given, str) else f"<{type(stream).__name__}>"
-    if isinstance(stream, io.BytesIO):
+    if type(stream) is io.BytesIO:
         return OpenPart(name, _of_buffer(stream.getvalue(), name), None, False)
     # Only of these is it sure that the descriptor leads to the same bytes (of a GzipFile not).
     if isinstance(getattr(stream, "raw", stream), io.FileIO):
+        stream.flush()  # what was written through it stands in the file then
+        encoded = name.encode(sys.getfilesystemencoding(), "backslashreplace")
         return OpenPart(
-            name, _core.gguf.File.from_descriptor(stream.fileno(), os.fsencode(name)), None, False
+            name, _core.gguf.File.from_descriptor(stream.fileno(), encoded), None, False
         )
-    return _open_remote(RemoteBytes(stream, name, owned=False), has_neighbours=False)
+    return _open_remote(RemoteBytes(stream, name), has_neighbours=False)
 
 
 def _open_remote(remote: RemoteBytes, *, has_neighbours: bool) -> OpenPart:
     """Reads as much of the front as the header takes, in pieces that grow."""
-    name = remote.name.encode("utf-8", "surrogateescape")
+    name = remote.name.encode("utf-8", "backslashreplace")
     try:
         front = remote.read_at(0, min(_FIRST_FRONT, remote.size))
         while True:
             core = _core.gguf.File.from_front(front, remote.size, name)
             if isinstance(core, _core.gguf.File):
                 return OpenPart(remote.name, core, remote, has_neighbours)
-            if core > _LONGEST_FRONT:
-                raise UnsupportedError(
-                    f"GGUFFile: {remote.name}: its header has more than {_LONGEST_FRONT} bytes. "
-                    "Download the file."
-                )
             wanted = min(max(core, 2 * len(front)), remote.size)
             front += remote.read_at(len(front), wanted - len(front))
     except BaseException:
@@ -118,13 +124,13 @@ def open_parts(given: OpenPart) -> tuple[OpenPart, ...]:
     Source:
         split.* keys as llama_model_loader reads them, names as llama_split_path makes them.
     """
-    place = split_place(given)
-    if place is None:
-        return (given,)
-    number, count = place
-    name_of = _neighbours(given, number, count)
     parts: list[OpenPart] = []
     try:
+        place = split_place(given)
+        if place is None:
+            return (given,)
+        number, count = place
+        name_of = _neighbours(given, number, count)
         for i in range(count):
             part = given if i == number else open_part(name_of(i))
             parts.append(part)
@@ -136,7 +142,7 @@ def open_parts(given: OpenPart) -> tuple[OpenPart, ...]:
                 )
         _check_tensors(parts)
     except BaseException:
-        for part in parts:
+        for part in (given, *parts):
             part.close()
         raise
     return tuple(parts)
@@ -200,8 +206,13 @@ def _check_tensors(parts: list[OpenPart]) -> None:
                 )
             seen.add(name)
     promised = _value(parts[0], "split.tensors.count")
-    if promised is not None and promised != len(seen):
+    if promised is not None and (type(promised) is not int or promised != len(seen)):
         raise FormatError(
-            f"{parts[0].name}: its {len(parts)} parts hold {len(seen)} tensors, not {promised}.",
+            f"{parts[0].name}: its {len(parts)} parts hold {len(seen)} tensors, and "
+            f"split.tensors.count is not that number: {_short(promised)}.",
             path=parts[0].name,
         )
+
+
+def _short(value: Any) -> str:
+    return str(value) if isinstance(value, int | float) else type(value).__name__

@@ -72,8 +72,8 @@ class GGUFStrings(Sequence[str]):
     Bytes that are not UTF-8 appear as lone surrogates (errors="surrogateescape").
 
     Cost:
-        An index takes at most 64 steps; list() and slices decode in one go. It keeps the file
-        mapped.
+        An index reads at most 64 of the strings; list() and slices decode in one go. It
+        keeps the file mapped.
     """
 
     __slots__ = ("_array",)
@@ -106,7 +106,9 @@ class GGUFStrings(Sequence[str]):
         Raises:
             ValueError: it is not there.
         """
-        found: int = range(len(self))[start:stop][self[start:stop].index(str(value))]
+        if not isinstance(value, str):
+            raise ValueError(f"{value!r} is not in this array of strings")
+        found: int = range(len(self))[start:stop][self[start:stop].index(value)]
         return found
 
     def __iter__(self) -> Iterator[str]:
