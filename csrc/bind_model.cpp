@@ -31,6 +31,7 @@ void register_model(py::module_ & m) {
         .def_property(
             "path", [](const ModelSettings & settings) { return py::bytes(settings.path); },
             [](ModelSettings & settings, const py::bytes & path) { settings.path = path; })
+        .def_readwrite("files", &ModelSettings::files)
         .def_readwrite("n_gpu_layers", &ModelSettings::n_gpu_layers)
         .def_readwrite("devices", &ModelSettings::devices)
         .def_readwrite("tensor_split", &ModelSettings::tensor_split)

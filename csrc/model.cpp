@@ -8,6 +8,7 @@
 #include "error.h"
 #include "ggml-backend.h"
 #include "llama.h"
+#include "open_files.h"
 #include "runtime.h"
 #include "threads.h"
 #include "upstream/llama_model.h"
@@ -97,6 +98,14 @@ struct LoadParameters {
     llama_model_params parameters;
 };
 
+llama_model * load_files(const OpenFiles & files, const llama_model_params & parameters) {
+    if (files.stream() != nullptr) {
+        return llama_model_load_from_file_ptr(files.stream(), parameters);
+    }
+    std::vector<const char *> names = files.names();
+    return llama_model_load_from_splits(names.data(), names.size(), parameters);
+}
+
 extern "C" bool report_loading(float share, void * user_data) {
     auto * progress = static_cast<Progress *>(user_data);
     progress->done = static_cast<std::uint64_t>(share * 1000);
@@ -135,12 +144,16 @@ void check_vocabulary(const llama_vocab * vocabulary, const char * operation) {
 
 // Upstream asserts that a token which it is to add exists.
 void check_special_tokens(const llama_vocab * vocabulary, bool add_special) {
-    const bool no_bos = llama_vocab_get_add_bos(vocabulary) && llama_vocab_bos(vocabulary) == LLAMA_TOKEN_NULL;
-    const bool no_eos = llama_vocab_get_add_eos(vocabulary) && llama_vocab_eos(vocabulary) == LLAMA_TOKEN_NULL;
     check_vocabulary(vocabulary, "tokenize");
-    if (add_special && (no_bos || no_eos)) {
+    // WPM adds the first and the last whatever the file says.
+    const bool is_wpm = llama_vocab_type(vocabulary) == LLAMA_VOCAB_TYPE_WPM;
+    const bool adds_bos = is_wpm || llama_vocab_get_add_bos(vocabulary);
+    const bool no_bos = adds_bos && llama_vocab_bos(vocabulary) == LLAMA_TOKEN_NULL;
+    const bool no_eos = llama_vocab_get_add_eos(vocabulary) && llama_vocab_eos(vocabulary) == LLAMA_TOKEN_NULL;
+    const bool no_sep = is_wpm && llama_vocab_sep(vocabulary) == LLAMA_TOKEN_NULL;
+    if (add_special && (no_bos || no_eos || no_sep)) {
         throw Error::format(
-            "tokenize: the model says that a BOS or EOS token is added but names none. Pass "
+            "tokenize: the model says that a BOS, EOS or SEP token is added but names none. Pass "
             "add_special=False.");
     }
 }
@@ -157,7 +170,9 @@ Model::Model(const ModelSettings & settings, Progress & progress) {
     load.parameters.progress_callback = report_loading;
     load.parameters.progress_callback_user_data = &progress;
     const LogMark mark;
-    model_.reset(llama_model_load_from_file(settings.path.c_str(), load.parameters));
+    const OpenFiles files(settings.files);
+    model_.reset(load_files(files, load.parameters));
+    mark.reword([&](std::string text) { return files.with_paths(std::move(text)); });
     if (!model_) {
         if (progress.stopped()) {
             throw Cancelled();
@@ -206,6 +221,11 @@ std::vector<std::int32_t> Model::tokenize(const std::string & text, bool add_spe
         throw Error(ErrorKind::input, "tokenize: the text has too many tokens to count. Split it.");
     }
     tokens.resize(static_cast<std::size_t>(n));
+    if (std::any_of(tokens.begin(), tokens.end(), [](std::int32_t token) { return token < 0; })) {
+        throw Error::format(
+            "tokenize: the model's vocabulary has no token for a part of the text, and names no "
+            "unknown token. Convert the checkpoint anew.");
+    }
     return tokens;
 }
 

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "gguf.h"
 #include "progress.h"
 
 struct llama_model;
@@ -14,11 +15,12 @@ struct llama_model;
 namespace phiggml {
 
 struct ModelSettings {
-    std::string path;                  // as the system has it
-    int n_gpu_layers = 0;              // -1: all
-    std::vector<std::string> devices;  // those to offload to; empty: none is named
-    std::vector<float> tensor_split;   // shares of the devices; empty: by their free memory
-    std::string split_mode = "layer";  // "none", "layer" or "row"
+    std::string path;                              // as the system has it, for messages
+    std::vector<std::shared_ptr<GgufFile>> files;  // what is loaded: the model, or all its parts in order
+    int n_gpu_layers = 0;                          // -1: all
+    std::vector<std::string> devices;              // those to offload to; empty: none is named
+    std::vector<float> tensor_split;               // shares of the devices; empty: by their free memory
+    std::string split_mode = "layer";              // "none", "layer" or "row"
     std::vector<std::pair<std::string, std::string>> tensor_overrides;  // (expression over tensor names, device)
     bool use_mmap = true;
     bool use_mlock = false;

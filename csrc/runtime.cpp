@@ -47,14 +47,24 @@ public:
 
     std::string first_error_since(std::uint64_t position) {
         const std::lock_guard<std::mutex> lock(mutex_);
-        const auto n_new = static_cast<std::size_t>(std::min<std::uint64_t>(n_added_ - position, records_.size()));
         const auto is_error = [](const LogRecord & record) { return record.level >= 40; };
-        const auto found = std::find_if(records_.end() - static_cast<std::ptrdiff_t>(n_new), records_.end(), is_error);
+        const auto found = std::find_if(first_since(position), records_.end(), is_error);
         return found == records_.end() ? "" : found->text;
+    }
+
+    void reword_since(std::uint64_t position, const std::function<std::string(std::string)> & words) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        std::for_each(first_since(position), records_.end(),
+                      [&](LogRecord & record) { record.text = words(std::move(record.text)); });
     }
 
 private:
     static constexpr std::size_t capacity = 4096;
+
+    std::deque<LogRecord>::iterator first_since(std::uint64_t position) {
+        const auto n_new = std::min<std::uint64_t>(n_added_ - position, records_.size());
+        return records_.end() - static_cast<std::ptrdiff_t>(n_new);
+    }
 
     static int python_level(ggml_log_level level) {
         switch (level) {
@@ -169,6 +179,10 @@ std::string LogMark::first_error() const {
         return "it does not say why.";
     }
     return text.back() == '.' ? text : text + ".";
+}
+
+void LogMark::reword(const std::function<std::string(std::string)> & words) const {
+    log_ring().reword_since(position_, words);
 }
 
 void load_backends(const std::string & folder, const std::string & cpu_variant) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,6 +34,9 @@ class LogMark {
 public:
     LogMark();
     std::string first_error() const;  // a sentence; what follows a first error mostly repeats it
+
+    // Puts the lines since then into other words.
+    void reword(const std::function<std::string(std::string)> & words) const;
 
 private:
     std::uint64_t position_;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import hostile_loads
 import phiggml as pg
 
 Change = Callable[[str, npt.NDArray[np.float32]], npt.NDArray[Any]]
@@ -181,3 +183,45 @@ def test_numbers_of_layers_that_upstream_asserts(
     path = rewritten(tmp_path / "layers.gguf", nano_f16, {"phi3.block_count": n_layer})
     with pytest.raises(pg.FormatError, match="block_count"):
         pg.Model(path)
+
+
+@pytest.fixture(scope="module")
+def endings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """How each case ended in one process that loaded all of them, and ended by itself."""
+    result = subprocess.run(
+        [sys.executable, hostile_loads.__file__, str(tmp_path_factory.mktemp("loads"))],
+        capture_output=True,
+        timeout=240,
+        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+    )
+    lines = result.stdout.decode(errors="replace").splitlines()
+    assert result.returncode == 0, f"ended by {result.returncode} after {lines[-1:]}"
+    assert lines[-1] == "all done" and result.stderr == b""
+    return dict(line.split("\t") for line in lines[:-1])
+
+
+@pytest.mark.parametrize("name", list(hostile_loads.CASES))
+def test_one_thing_wrong(endings: dict[str, str], name: str) -> None:
+    _, _, expected = hostile_loads.CASES[name]
+    if expected is None:
+        assert endings[name] == "works"
+    else:
+        assert endings[name].startswith("FormatError True ") and expected in endings[name]
+
+
+def test_containers_that_hold_no_model(endings: dict[str, str]) -> None:
+    """The recipes of models that the container reader takes for what they are."""
+    held = {name: ending for name, ending in endings.items() if name.startswith("container: ")}
+    assert len(held) > 50
+    assert {
+        name.removeprefix("container: ") for name, ending in held.items() if ending == "works"
+    } == {
+        "sound",
+        "scores too many",
+        "token_type out of range",
+        "merges without a space",
+        "padding beyond the vocabulary",
+    }
+    assert all(
+        ending == "works" or ending.startswith("FormatError True") for ending in held.values()
+    )

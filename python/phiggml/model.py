@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from phiggml import _core
 from phiggml.chat import Message, render_chat
-from phiggml.errors import DeviceError, FormatError, InputError, SessionError, UnsupportedError
+from phiggml.errors import DeviceError, InputError, SessionError, UnsupportedError
 from phiggml.gguf import GGUFFile
+from phiggml.model_check import check_model
 from phiggml.progress import Progress, ProgressCallback
 from phiggml.runtime import Device, devices, forward_log, logger
 
@@ -24,12 +25,6 @@ __all__ = ["Model"]
 MOST_STATES = 4096
 """Of a tensor override's expression: std::regex recurses per state; thousands take hours."""
 
-MOST_LAYERS = 512
-"""Upstream's own ceiling (LLAMA_MAX_LAYERS), beyond which it asserts."""
-
-_NO_WEIGHTS = ("F64", "I8", "I16", "I32", "I64", "Q8_1", "Q8_K")
-"""Types of tensors with which the CPU's products end the process."""
-
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
@@ -37,7 +32,7 @@ class Model:
     """A GGUF model, loaded. Sessions share it; it may be used from many threads.
 
     Args:
-        path: the GGUF file (the first part of a split one).
+        path: the GGUF file, or any part of a split one.
         n_gpu_layers: how many layers to hold on the devices, "all", or "auto": as many as fit
             into three quarters of the free memory of the GPUs, none without a GPU.
         devices: names from `phiggml.devices()` to offload to; None means all GPUs.
@@ -50,7 +45,8 @@ class Model:
 
     Raises:
         OSError: the file cannot be read.
-        FormatError: it is no valid GGUF model, or llama.cpp refuses it.
+        FormatError: it is no valid GGUF model, all its faults together; or llama.cpp refuses it.
+        UnsupportedError: it is big-endian, or of GGUF version 1.
         InputError: a setting is wrong.
         DeviceError: a device asked for is absent, or has no room.
 
@@ -59,7 +55,7 @@ class Model:
         they are repacked for its vector units. The GIL is released; Ctrl-C ends the load.
 
     Source:
-        llama_model_load_from_file, behind phiggml's own GGUF parser.
+        llama_model_load_from_splits, on the very files that phiggml has open and has checked.
 
     Example:
         >>> import phiggml as pg
@@ -81,13 +77,15 @@ class Model:
         use_mlock: bool = False,
         progress: ProgressCallback | None = None,
     ) -> None:
+        path = os.fsdecode(path)
         self._file = GGUFFile(path)
         self._core: _core.model.Model | None = None
         try:
-            _check_is_model(self._file, os.fspath(path))
+            check_model(self._file, purpose="load")
             chosen = _choose_devices(devices)
             settings = _core.model.ModelSettings()
             settings.path = os.fsencode(path)
+            settings.files = [part.core for part in self._file._open_parts()]
             settings.n_gpu_layers = _layers_to_offload(n_gpu_layers, chosen, self._file)
             settings.devices = [device.name for device in chosen]
             settings.tensor_split = _checked_split(tensor_split, chosen)
@@ -283,35 +281,6 @@ def token_array(ids: Tokens, operation: str) -> npt.NDArray[np.int32]:
         offender = int(array.min()) if array.min() < 0 else int(array.max())
         raise InputError(f"{operation}: token {offender} is in no vocabulary.")
     return np.ascontiguousarray(array, dtype=np.int32)
-
-
-def _check_is_model(file: GGUFFile, path: str) -> None:
-    architecture = file.metadata.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise FormatError("load: the file names no architecture: it holds no model.", path=path)
-    n_layer = file.metadata.get(f"{architecture}.block_count", 1)
-    if not isinstance(n_layer, int) or not 1 <= n_layer <= MOST_LAYERS:
-        raise FormatError(
-            f"load: {architecture}.block_count is {n_layer!r}: a model has 1 to {MOST_LAYERS} "
-            "layers. Convert the checkpoint anew.",
-            path=path,
-        )
-    if not file.tensors:
-        raise FormatError("load: the file has no tensors: it holds a vocabulary only.", path=path)
-    for tensor in file.tensors.values():
-        if tensor.name.endswith("norm.weight") and tensor.type != "F32":
-            raise FormatError(
-                f"load: {tensor.name}: ggml takes weights of norms as F32 only, and these are "
-                f"{tensor.type}. Convert the checkpoint anew.",
-                path=path,
-            )
-        routes = tensor.type == "I32" and "tid2eid" in tensor.name  # numbers of experts
-        if tensor.type in _NO_WEIGHTS and not routes:
-            raise FormatError(
-                f"load: {tensor.name}: ggml multiplies with no tensor of type {tensor.type}. "
-                "Convert the checkpoint anew.",
-                path=path,
-            )
 
 
 def _can_be_mapped(file: GGUFFile) -> bool:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phiggml.errors import FormatError
 from phiggml.gguf import GGUFFile
+from phiggml.model_check import check_model
 
 __all__ = ["SourceModel", "SourceTensor", "gguf_source"]
 
@@ -66,18 +66,16 @@ def gguf_source(path: str | os.PathLike[str], files: ExitStack) -> SourceModel:
         meanwhile raises FormatError instead of ending the process.
 
     Raises:
-        FormatError: a part is no valid GGUF, or the parts do not belong together.
+        FormatError: a part is no valid GGUF, or the parts do not belong together, or it is no
+            model.
         OSError: a part is not there.
     """
     file = files.enter_context(GGUFFile(path))
-    architecture = file.metadata.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise FormatError(
-            f"{file.path}: general.architecture is missing: it is no model.", path=file.path
-        )
+    check_model(file, purpose="quantize")
     tensors = tuple(
         SourceTensor(tensor.name, tensor.shape, tensor.type, tensor.read_rows)
         for tensor in file.tensors.values()
     )
     metadata = {key: file.metadata.exact(key) for key in file.metadata}
+    architecture = file.metadata["general.architecture"]
     return SourceModel(architecture, metadata, tensors, tuple(map(Path, file.paths)))

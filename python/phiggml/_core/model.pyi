@@ -3,9 +3,12 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from phiggml._core.gguf import File
+
 class ModelSettings:
     def __init__(self) -> None: ...
     path: bytes
+    files: list[File]
     n_gpu_layers: int
     devices: list[str]
     tensor_split: list[float]
