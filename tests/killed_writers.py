@@ -25,6 +25,7 @@ N_TENSORS = 12
 SHAPE = (16, 256)
 # What changes or makes durable what another process sees.
 STEPS = {"open", "write", "fsync", "rename", "replace", "link", "unlink", "ftruncate", "flock"}
+STEPS |= {"chmod"}
 
 
 def tensor(version: int, i: int) -> np.ndarray:
@@ -53,12 +54,13 @@ MODES: dict[str, tuple[Callable[[GGUFWriter, int], None], dict[str, Any]]] = {
     "declared": (rows, {}),
     "moved": (moved, {}),
     "split": (arrays, {"split_max_tensors": 4}),
+    "new": (arrays, {"split_max_tensors": 4, "overwrite": False}),
 }
 
 
 def write(folder: Path, mode: str, version: int) -> None:
     work, options = MODES[mode]
-    with GGUFWriter(folder / "m.gguf", overwrite=True, **options) as w:
+    with GGUFWriter(folder / "m.gguf", **{"overwrite": True, **options}) as w:
         w.metadata["version"] = version
         work(w, version)
 
@@ -68,21 +70,34 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class Checked:
-    """A folder in which files of version 0 are overwritten by version 1, and what is found."""
+    """A folder in which files of version 0 are overwritten by version 1, and what is found.
+
+    Or one in which there are none, where they may not be overwritten.
+    """
 
     def __init__(self, root: Path, mode: str) -> None:
         self.folder, self.mode = root / mode, mode
         self.folder.mkdir()
         self.versions = []
+        self.overwrites = MODES[mode][1].get("overwrite", True)
         for version in (0, 1):
-            write(self.folder, mode, version)
+            self.remove()
+            if version == 1 or self.overwrites:
+                write(self.folder, mode, version)
             self.versions.append(contents(self.folder))
+        self.first = min(self.versions[1])
         self.killed = self.left = self.new = 0
+
+    def remove(self) -> None:
+        for path in self.folder.glob("*.gguf"):
+            path.unlink()
 
     def attempt(self, kill: Callable[[int], None], before: Callable[[], None]) -> bool:
         """Writes in a child that is killed, and looks; False when the child ended by itself."""
         if contents(self.folder) != self.versions[0]:
-            write(self.folder, self.mode, 0)
+            self.remove()
+            if self.overwrites:
+                write(self.folder, self.mode, 0)
         child = os.fork()
         if child == 0:
             before()
@@ -97,20 +112,34 @@ class Checked:
         found = contents(self.folder)
         assert status in (0, signal.SIGKILL)
         for name, data in found.items():
-            assert data in (self.versions[0][name], self.versions[1][name]), name
+            assert data in (self.versions[0].get(name), self.versions[1][name]), name
         # Where there is a first file, nothing is missing or another version's.
-        first = min(self.versions[0])
-        assert first not in found or found in self.versions, sorted(found)
-        assert self.mode == "split" or first in found
+        assert self.first not in found or found in self.versions, sorted(found)
+        assert self.mode in ("split", "new") or self.first in found
         self.killed += status != 0
         self.left += len(list(self.folder.iterdir())) > len(found)
         self.new += found == self.versions[1]
         with GGUFWriter(self.folder / "next.gguf") as w:
             w.metadata["k"] = 1
+        if not self.overwrites and found:
+            self._replace(found)
         (self.folder / "next.gguf").unlink()
         assert sorted(contents(self.folder)) == sorted(
             entry.name for entry in self.folder.iterdir()
         )
+
+    def _replace(self, found: dict[str, bytes]) -> None:
+        """A part is named before any work, and what is left makes no harm when it may go."""
+        try:
+            GGUFWriter(self.folder / "m.gguf", split_max_tensors=4)
+        except FileExistsError as error:
+            assert Path(error.filename).name in found
+        else:
+            raise AssertionError(sorted(found))
+        with GGUFWriter(self.folder / "m.gguf", split_max_tensors=4, overwrite=True) as w:
+            w.metadata["version"] = 1
+            arrays(w, 1)
+        assert contents(self.folder).items() >= self.versions[1].items()
 
 
 def kill_at_step(n: int) -> Callable[[], None]:
@@ -142,6 +171,8 @@ def kill_at_every_step(checked: Checked) -> None:
 def kill_at_random_moments(checked: Checked, times: int, random_moment: random.Random) -> None:
     started = time.perf_counter()
     for _ in range(3):
+        if not checked.overwrites:
+            checked.remove()
         write(checked.folder, checked.mode, 1)
     longest = (time.perf_counter() - started) / 3 * 1.5
     for _ in range(times):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -12,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from phiggml import atomic_file
-from phiggml.atomic_file import AtomicFile, publish_together, remove_stale_files
+from phiggml import atomic_file, atomic_file_lock
+from phiggml.atomic_file import AtomicFile, publish_together
+from phiggml.atomic_file_lock import FolderLock, kernel_mark, remove_stale_files
 
 
 def start(script: str, *arguments: object) -> subprocess.Popen[str]:
@@ -78,7 +80,7 @@ def test_a_stale_file_goes_although_it_is_read_only(tmp_path):
 
 def test_what_looks_like_a_temporary_file_and_is_none_stays(tmp_path):
     """Those of another kernel, of another form, and what is no file."""
-    mark = atomic_file._kernel_mark()
+    mark = kernel_mark()
     other = f"{int(mark, 16) ^ 1:08x}"
     digits = "0123456789abcdef"
     kept = [
@@ -101,15 +103,15 @@ def test_what_looks_like_a_temporary_file_and_is_none_stays(tmp_path):
 
 
 def test_a_file_that_is_taken_for_stale_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
-    locked, taken = atomic_file._lock, []
+    locked, taken = atomic_file.lock, []
 
-    def late(descriptor: int) -> None:
+    def late(descriptor: int) -> bool:
         if not taken:
             taken.extend(tmp_path.iterdir())
             remove_stale_files(tmp_path)
-        locked(descriptor)
+        return locked(descriptor)
 
-    monkeypatch.setattr(atomic_file, "_lock", late)
+    monkeypatch.setattr(atomic_file, "lock", late)
     file = AtomicFile(tmp_path)
     file.write(b"whole")
     file.publish(tmp_path / "published", overwrite=False)
@@ -193,6 +195,24 @@ def test_large_arrays_are_written_in_pieces(tmp_path, monkeypatch, one, back):
     assert 1003 - back < told[-1][1] <= 1003
 
 
+def test_the_disk_is_told_of_bytes_after_a_seek_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic_file, "_WRITE_BACK", 100)
+    told = []
+    monkeypatch.setattr(
+        atomic_file, "_begin_write_back", lambda descriptor, *span: told.append(span)
+    )
+    file = AtomicFile(tmp_path)
+    file.write(bytes(50))
+    file.seek(5000)
+    file.write(bytes(60))
+    assert told == []
+    file.write(bytes(60))
+    assert told == [(5000, 5120)]
+    file.seek(1000)
+    file.write(bytes(100))
+    assert told[1:] == [(1000, 1100)]
+
+
 def test_writes_seeks_and_sizes(tmp_path):
     file = AtomicFile(tmp_path)
     file.seek(5)
@@ -233,11 +253,7 @@ def test_a_set_appears_with_its_first_file_last(tmp_path, monkeypatch):
 
     monkeypatch.setattr(AtomicFile, "rename", watched)
     publish_together(written(tmp_path, ["new"] * 3), overwrite=True)
-    assert seen == [
-        {"part-1": "old", "part-2": "old"},
-        {"part-1": "old", "part-2": "new"},
-        {"part-1": "new", "part-2": "new"},
-    ]
+    assert seen == [{}, {"part-2": "new"}, {"part-1": "new", "part-2": "new"}]
     assert contents(tmp_path) == dict.fromkeys(["part-0", "part-1", "part-2"], "new")
     assert names(tmp_path) == ["part-0", "part-1", "part-2"]
 
@@ -260,6 +276,198 @@ def test_a_name_that_cannot_be_given_takes_back_the_others(tmp_path, monkeypatch
         file.discard()
     assert contents(tmp_path) == {f"part-{failing}": "theirs"}
     assert len(names(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+@pytest.mark.parametrize("there", [(0, 1, 2), (1,), (0, 2)])
+def test_a_set_that_cannot_be_replaced_is_put_back(tmp_path, monkeypatch, failing, there):
+    for i in there:
+        (tmp_path / f"part-{i}").write_text("old")
+    before = contents(tmp_path)
+    rename = AtomicFile.rename
+
+    def refused(self: AtomicFile, target: Path, *, overwrite: bool) -> None:
+        if target.name == f"part-{failing}":
+            raise OSError(5, "refused", str(target))
+        rename(self, target, overwrite=overwrite)
+
+    monkeypatch.setattr(AtomicFile, "rename", refused)
+    files = written(tmp_path, ["new"] * 3)
+    with pytest.raises(OSError, match="refused"):
+        publish_together(files, overwrite=True)
+    for file, _ in files:
+        file.discard()
+    assert contents(tmp_path) == before
+    assert names(tmp_path) == sorted(before)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_folder_is_synced_before_and_after_the_first_name(tmp_path, monkeypatch, count):
+    """Else a disk that loses its power could keep an old first file beside new companions."""
+    for i in range(count):
+        (tmp_path / f"part-{i}").write_text("old")
+    synced = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            synced.append(contents(tmp_path))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    publish_together(written(tmp_path, ["new"] * count), overwrite=True)
+    new = {f"part-{i}": "new" for i in range(count)}
+    assert synced == ([new] if count == 1 else [{}, new])
+
+
+def test_one_set_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic_file_lock, "_LOCK_SECONDS", 0.05)
+    (tmp_path / "part-0").write_text("old")
+    held = FolderLock(tmp_path)
+    held.acquire()
+    files = written(tmp_path, ["new"] * 2)
+    with pytest.raises(BlockingIOError, match="set of files"):
+        publish_together(files, overwrite=True)
+    assert contents(tmp_path) == {"part-0": "old"}
+    held.release()
+    publish_together(files, overwrite=True)
+    assert contents(tmp_path) == {"part-0": "new", "part-1": "new"}
+
+
+def test_sets_of_two_processes_do_not_mix(tmp_path):
+    script = """
+        import sys
+        from pathlib import Path
+        from phiggml.atomic_file import AtomicFile, publish_together
+        folder, own = Path(sys.argv[1]), sys.argv[2]
+        for i in range(60):
+            files = [(AtomicFile(folder), folder / f"part-{j}") for j in range(3)]
+            for file, _ in files:
+                file.write(f"{own} {i}".encode())
+            publish_together(files, overwrite=True)
+    """
+    processes = [start(script, tmp_path, own) for own in "ab"]
+    for process in processes:
+        finish(process)
+    found = contents(tmp_path)
+    assert sorted(found) == ["part-0", "part-1", "part-2"]
+    assert set(found.values()) <= {"a 59", "b 59"}
+    assert len(set(found.values())) == 1
+    assert names(tmp_path) == sorted(found)
+
+
+def test_a_file_that_cannot_be_locked_is_not_taken_for_stale(tmp_path, monkeypatch):
+    """A server of files may refuse locks now and give them to who cleans later."""
+    monkeypatch.setattr(atomic_file, "lock", lambda descriptor: False)
+    file = AtomicFile(tmp_path)
+    companion = AtomicFile(tmp_path, leader=file)
+    for one in (file, companion):
+        one.write(b"whole")
+    monkeypatch.undo()
+    remove_stale_files(tmp_path)
+    assert len(names(tmp_path)) == 2
+    publish_together([(file, tmp_path / "a"), (companion, tmp_path / "b")], overwrite=True)
+    assert contents(tmp_path) == {"a": "whole", "b": "whole"}
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_no_file_of_another_is_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr("secrets.token_hex", lambda nbytes: "0" * 2 * nbytes)
+    file = AtomicFile(tmp_path)
+    file.write(b"mine")
+    with pytest.raises(FileExistsError):
+        AtomicFile(tmp_path)
+
+
+def test_a_name_that_is_taken_meanwhile_stays_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    file = AtomicFile(tmp_path)
+    file.write(b"new")
+    (tmp_path / "a").write_text("theirs")
+    with pytest.raises(FileExistsError):
+        file.rename(tmp_path / "a", overwrite=False)
+    assert contents(tmp_path) == {"a": "theirs"}
+    file.rename(tmp_path / "b", overwrite=False)
+    assert contents(tmp_path) == {"a": "theirs", "b": "new"}
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_a_published_file_is_not_locked_by_a_forked_child(tmp_path):
+    script = """
+        import fcntl, os, sys
+        from pathlib import Path
+        from phiggml.atomic_file import AtomicFile
+        path = Path(sys.argv[1]) / "published"
+        file = AtomicFile(path.parent)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(write)
+            os.read(read, 1)
+            os._exit(0)
+        file.publish(path, overwrite=False)
+        with path.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(write)
+        os.waitpid(child, 0)
+    """
+    finish(start(script, tmp_path))
+    assert names(tmp_path) == ["published"]
+
+
+def test_a_descriptor_that_cannot_be_closed_does_not_keep_the_file(tmp_path):
+    file = AtomicFile(tmp_path)
+    os.close(file._descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        file.discard()
+    assert names(tmp_path) == []
+
+
+def test_companions_rest_and_go_on(tmp_path):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    first = AtomicFile(tmp_path)
+    others = [AtomicFile(tmp_path, leader=first) for _ in range(5)]
+    for text in (b"ab", b"cd"):
+        for file in (first, *others):
+            file.write(text)
+            file.rest()
+        assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+    remove_stale_files(tmp_path)
+    assert len(names(tmp_path)) == 6
+    files = [(file, tmp_path / f"part-{i}") for i, file in enumerate((first, *others))]
+    publish_together(files, overwrite=False)
+    assert contents(tmp_path) == {f"part-{i}": "abcd" for i in range(6)}
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_companions_live_as_long_as_their_leader(tmp_path):
+    script = HOLD.replace(
+        "file.write", "other = AtomicFile(Path(sys.argv[1]), leader=file); file.write"
+    )
+    script = script.replace('    print("ready"', '    other.rest()\n    print("ready"')
+    process = start(script, tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    remove_stale_files(tmp_path)
+    assert len(names(tmp_path)) == 2
+    process.kill()
+    process.communicate()
+    (tmp_path / f".phiggml-{kernel_mark()}-{'a' * 16}-12.tmp").write_text("without a leader")
+    remove_stale_files(tmp_path)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("bits", [0o600, 0o644, 0o400])
+def test_a_file_that_replaces_another_keeps_its_permissions(tmp_path, bits):
+    file = AtomicFile(tmp_path, permissions=bits)
+    file.write(b"new")
+    (temporary,) = tmp_path.iterdir()
+    assert temporary.stat().st_mode & 0o777 == 0o600
+    file.publish(tmp_path / "a", overwrite=True)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == bits
 
 
 def test_an_existing_name_stops_the_set_before_any_is_given(tmp_path):

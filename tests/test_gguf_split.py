@@ -148,6 +148,34 @@ def test_what_llama_gguf_split_leaves_in_a_merged_file_goes(whole: Path, tmp_pat
     )
 
 
+def test_tensors_of_no_axes_get_one_as_ggml_gives_them(tmp_path: Path) -> None:
+    path = tmp_path / "scalar.gguf"
+    infos = [gb.tensor("scalar", (), gb.F32), gb.tensor("x", (32,), gb.I8, offset=32)]
+    data = struct.pack("<f", 2.5) + bytes(28) + bytes(range(32))
+    path.write_bytes(gb.gguf([], infos, data))
+    parts = split_gguf(path, tmp_path / "m.gguf", max_tensors=1)
+    infos[0] = gb.tensor("scalar", (1,), gb.F32)
+    assert merged(parts, tmp_path) == gb.gguf([], infos, data)
+
+
+def test_only_the_folder_of_the_output_is_resolved(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link of the prefix's name is no part, and one to the folder leads to the same parts."""
+    parts = split_gguf(whole, tmp_path / "s.gguf", max_tensors=4)
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "z.gguf").write_bytes(whole.read_bytes())
+    (tmp_path / "s.gguf").symlink_to("e/z.gguf")
+    (tmp_path / "f").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for out in ("s.gguf", "f/s.gguf", "e/../s.gguf"):
+        with pytest.raises(InputError, match="could be replaced"):
+            split_gguf(parts[0], out, max_tensors=4, overwrite=True)
+    (tmp_path / "n.gguf").symlink_to(parts[0].name.replace("-00001-of-00002", ""))
+    again = split_gguf(parts[0], "n.gguf", max_tensors=4)
+    assert [path.name for path in again] == ["n-00001-of-00002.gguf", "n-00002-of-00002.gguf"]
+
+
 def test_pieces_progress_and_cancelling(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -213,13 +213,55 @@ def test_an_incomplete_stream_leaves_nothing(path):
     with pytest.raises(InputError, match="lacks 18"):
         writer.close()
     assert list(path.parent.iterdir()) == []
-    writer.close()
     for use in (
+        writer.close,
         lambda: writer.add_tensor("b", np.zeros(1, np.float32)),
         lambda: writer.write_rows(np.zeros((1, 18), np.uint8)),
     ):
-        with pytest.raises(InputError, match="closed"):
+        with pytest.raises(InputError, match="the file was given up"):
             use()
+    writer.discard()
+    writer.close()
+    with pytest.raises(InputError, match="closed"):
+        writer.add_tensor("b", np.zeros(1, np.float32))
+
+
+def refuse(descriptor: int, data: object) -> int:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_failure_that_is_swallowed_is_told_at_the_end(path, monkeypatch):
+    writer = GGUFWriter(path)
+    writer.add_tensor_stream("a", (2, 32), "Q4_0")
+    with pytest.raises(InputError, match="given up"), writer, monkeypatch.context() as patch:
+        patch.setattr(os, "write", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            writer.write_rows(np.zeros((1, 18), np.uint8))
+    assert list(path.parent.iterdir()) == []
+
+
+def close_after_all(writer: GGUFWriter) -> None:
+    try:
+        writer.write_rows(np.zeros((1, 18), np.uint8))
+    finally:
+        writer.close()
+
+
+def test_an_exception_under_way_is_not_replaced(path, monkeypatch):
+    writer = GGUFWriter(path)
+    writer.add_tensor_stream("a", (2, 32), "Q4_0")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            close_after_all(writer)
+
+
+def test_what_was_discarded_on_purpose_is_closed(path):
+    with GGUFWriter(path) as w:
+        w.add_tensor("a", np.zeros(3, np.float32))
+        w.discard()
+    w.close()
+    assert list(path.parent.iterdir()) == []
 
 
 def fail_in_block(path: Path) -> None:
@@ -308,9 +350,10 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_permissions_follow_the_umask_and_links_are_written_through(tmp_path):
+def test_permissions_are_kept_and_links_are_written_through(tmp_path):
     target, link = tmp_path / "real.gguf", tmp_path / "link.gguf"
     target.write_text("old")
+    target.chmod(0o604)
     link.symlink_to(target)
     before = os.umask(0o027)
     try:
@@ -320,7 +363,7 @@ def test_permissions_follow_the_umask_and_links_are_written_through(tmp_path):
         os.umask(before)
     assert link.is_symlink()
     assert target.read_bytes()[:4] == b"GGUF"
-    assert target.stat().st_mode & 0o777 == 0o640
+    assert target.stat().st_mode & 0o777 == 0o604
 
 
 def test_tensors_written_from_their_data_are_the_same_file(tmp_path):

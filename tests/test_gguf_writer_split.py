@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import numpy as np
 import pytest
 
 import phiggml as pg
-from phiggml import gguf_part, gguf_writer, gguf_writer_metadata
+from phiggml import atomic_file, gguf_part, gguf_writer, gguf_writer_metadata
 from phiggml.errors import InputError
 from phiggml.gguf import GGUFFile, GGUFWriter
 
@@ -244,6 +248,86 @@ def test_a_failed_set_leaves_nothing(path, monkeypatch):
     assert writer.paths == ()
 
 
+def test_all_files_go_although_one_cannot_be_closed(path, monkeypatch):
+    monkeypatch.setattr(gguf_writer, "_MAX_HELD_BYTES", 1)
+    writer = GGUFWriter(path, split_max_tensors=1)
+    for i in range(3):
+        writer.add_tensor(f"t{i}", integers(1))
+    file = writer._parts[1].file
+    assert file is not None
+    os.close(file._descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        writer.discard()
+    assert list(path.parent.iterdir()) == []
+    with pytest.raises(InputError, match="closed"):
+        writer.add_tensor("t3", integers(1))
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_rows_go_to_files_that_were_closed_meanwhile(path, monkeypatch, most):
+    """Arrays into the last file, rows into earlier ones, in turn."""
+    monkeypatch.setattr(gguf_writer, "_MAX_HELD_BYTES", 1)
+    monkeypatch.setattr(gguf_writer, "_MAX_OPEN", most)
+    with GGUFWriter(path, split_max_tensors=1) as w:
+        for i in range(6):
+            w.add_tensor_stream(f"s{i}", (8, 8), "I32")
+            w.add_tensor(f"t{i}", integers(50 + i))
+            w.write_rows(integers(64).view(np.uint8).reshape(8, 32)[:4])
+            w.add_tensor(f"u{i}", integers(60 + i))
+            w.write_rows(integers(64).view(np.uint8).reshape(8, 32)[4:])
+    with GGUFFile(w.paths[0]) as f:
+        assert len(f.tensors) == 18
+        for name, tensor in f.tensors.items():
+            size = {"s": 64, "t": 50 + int(name[1]), "u": 60 + int(name[1])}[name[0]]
+            np.testing.assert_array_equal(
+                tensor.data.reshape(-1).view(np.int32), integers(size), name
+            )
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_many_files_take_few_descriptors(path, declared):
+    script = """
+        import resource, sys
+        import numpy as np
+        from phiggml import gguf_writer
+        from phiggml.gguf import GGUFWriter
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+        numbers = np.arange(40, dtype=np.int32)
+        with GGUFWriter(sys.argv[1], split_max_tensors=1) as w:
+            for i in range(120):
+                if sys.argv[2] == "True":
+                    w.add_tensor_stream(f"t{i}", numbers.shape, "I32")
+                else:
+                    w.add_tensor(f"t{i}", numbers)
+            if sys.argv[2] == "True":
+                for i in range(120):
+                    w.write_rows(numbers.view(np.uint8))
+        print(len(w.paths))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(path), str(declared)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == "120\n"
+    names = [f"model-{i + 1:05d}-of-00120.gguf" for i in range(0, 120, 17)]
+    assert cuts(path.parent, names) == [[f"t{i}"] for i in range(0, 120, 17)]
+    assert len(list(path.parent.iterdir())) == 120
+
+
+def test_a_folder_is_cleaned_once_for_each_writer(path, monkeypatch):
+    cleaned = []
+    clean = atomic_file.remove_stale_files
+    monkeypatch.setattr(
+        atomic_file, "remove_stale_files", lambda folder: (cleaned.append(folder), clean(folder))
+    )
+    written(path, [1] * 20, split_max_tensors=1)
+    assert cleaned == [path.parent]
+
+
+def test_split_count_has_16_bits():
+    most = gguf_writer._MAX_PARTS
+    assert most == np.iinfo(np.uint16).max
+
+
 def test_more_files_than_the_format_counts(path, monkeypatch):
     monkeypatch.setattr(gguf_writer, "_MAX_PARTS", 3)
     writer = GGUFWriter(path, split_max_tensors=1)
@@ -268,7 +352,7 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 def test_split_keys_are_the_ones_of_the_format():
     """As llama.cpp's own constants name them, in the gguf package."""
-    assert set(gguf_writer_metadata._SPLIT_KEYS) == {
+    assert set(gguf_writer_metadata.SPLIT_KEYS) == {
         gguf.Keys.Split.LLM_KV_SPLIT_NO,
         gguf.Keys.Split.LLM_KV_SPLIT_COUNT,
         gguf.Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT,

@@ -129,6 +129,44 @@ def test_data_are_moved_a_few_times_not_many(path, eager, monkeypatch):
     assert 4 <= len(moves) <= 6
 
 
+def test_data_are_moved_as_soon_as_the_room_is_too_small(path, monkeypatch):
+    """And not sooner: a header may fill it to the last byte."""
+    monkeypatch.setattr(gguf_part, "_SLACK", 3 * 25)
+    monkeypatch.setattr(gguf_part, "_PAGE", 1)
+    monkeypatch.setattr(gguf_writer, "_MAX_HELD_BYTES", 1)
+    moves = []
+    move = AtomicFile.move
+
+    def counted(self: AtomicFile, *ranges: int) -> None:
+        moves.append(ranges)
+        move(self, *ranges)
+
+    monkeypatch.setattr(AtomicFile, "move", counted)
+    seen = []
+    with GGUFWriter(path) as w:
+        w.metadata["general.alignment"] = 1
+        for i in range(5):
+            # 8 + 1 bytes of name, 4 + 8 of shape, 4 of type, 8 of offset.
+            w.add_tensor(str(i), np.full(3, i, np.int8))
+            seen.append(len(moves))
+        w.discard()
+    assert 8 + 1 + 4 + 8 + 4 + 8 == 33
+    # 75 bytes to spare take two more tensors.
+    assert seen == [0, 0, 0, 1, 1]
+
+
+def test_a_header_fills_its_room_to_the_last_byte(path, monkeypatch):
+    monkeypatch.setattr(gguf_part, "_SLACK", 66)
+    monkeypatch.setattr(gguf_part, "_PAGE", 1)
+    monkeypatch.setattr(gguf_writer, "_MAX_HELD_BYTES", 1)
+    monkeypatch.setattr(AtomicFile, "move", lambda *ranges: pytest.fail("moved"))
+    with GGUFWriter(path) as w:
+        w.metadata["general.alignment"] = 1
+        for i in range(3):
+            w.add_tensor(str(i), np.full(3, i, np.int8))
+    assert_tensors(read(path)[1], {str(i): np.full(3, i, np.int8) for i in range(3)})
+
+
 def declared(path: Path, before: int, after: int, alignment: int) -> dict[str, np.ndarray]:
     """A text of `before` bytes when the data are written, and of `after` bytes at close."""
     expected = {"a": numbers(1, 3, 5), "b": numbers(2, 7)}
@@ -152,8 +190,21 @@ def test_every_change_of_the_headers_size(path, alignment):
         metadata, found = read(path)
         assert metadata == {"general.alignment": alignment, "text": "y" * after}
         assert_tensors(found, expected)
-        padded += PADDING in gguf.GGUFReader(path).fields
+        filled = PADDING in gguf.GGUFReader(path).fields
+        # Without a padding it is the file that is written at once: its gap is of zeros.
+        assert filled != (path.read_bytes() == at_once(path, expected, after, alignment))
+        padded += filled
     assert 0 < padded < 80
+
+
+def at_once(beside: Path, tensors: dict[str, np.ndarray], text: int, alignment: int) -> bytes:
+    path = beside.with_name("whole.gguf")
+    with GGUFWriter(path, overwrite=True) as w:
+        w.metadata["general.alignment"] = alignment
+        w.metadata["text"] = "y" * text
+        for name, array in tensors.items():
+            w.add_tensor(name, array)
+    return path.read_bytes()
 
 
 def test_an_unchanged_header_is_exact(tmp_path):

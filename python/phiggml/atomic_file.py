@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
+import functools
+import io
+import itertools
 import os
-import platform
-import re
 import secrets
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from phiggml.atomic_file_lock import FolderLock, kernel_mark, lock, remove_stale_files, unlock
 from phiggml.errors import InputError
 
-if sys.platform != "win32":
-    import fcntl
-
-__all__ = ["AtomicFile", "publish_together", "remove_stale_files", "require_writable_name"]
+__all__ = ["AtomicFile", "publish_together", "require_writable_name"]
 
 # Larger single writes are slower, and Ctrl-C waits for each.
 _ONE_WRITE = 4 << 20
@@ -53,6 +50,47 @@ def require_writable_name(target: Path, *, overwrite: bool) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
 
 
+class _Temporary:
+    """A temporary file on the disk. It knows its name before it makes it: what is made goes.
+
+    An exception may come at any moment. A stream that nobody got hold of closes its descriptor and
+    ends its lock, which os.open and a number would not.
+    """
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.stream: io.FileIO | None = None
+        self._owner = os.getpid()
+
+    def create(self, path: Path, mode: int) -> int:
+        """Makes the file, which must not be there; returns its descriptor."""
+        self.path = path
+        # O_EXCL ("x"): never someone else's file.
+        self.stream = io.FileIO(path, "x+b", opener=functools.partial(os.open, mode=mode))
+        return self.stream.fileno()
+
+    def reopen(self) -> int:
+        """Opens the file again; returns its descriptor."""
+        if self.path is None:
+            raise ValueError("It is gone.")
+        self.stream = io.FileIO(self.path, "r+b")
+        return self.stream.fileno()
+
+    def close(self) -> None:
+        """Closes the file, which stays."""
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            stream.close()
+
+    def remove(self) -> None:
+        """Removes and closes the file. A forked child only closes it: it is its parent's."""
+        try:
+            if self.path is not None and os.getpid() == self._owner:
+                self.path.unlink(missing_ok=True)
+        finally:
+            self.close()
+
+
 class AtomicFile:
     """A temporary file in the target's folder, removed unless it is published under its name.
 
@@ -61,30 +99,83 @@ class AtomicFile:
 
     Args:
         folder: where the target will be.
+        permissions: the bits of the file that it is to replace; until it has its name, only its
+            owner may read it. None: what the umask leaves.
+        leader: the file that is published after this one, in a set. Its lock is this one's too, so
+            this one need not stay open.
 
     Attributes:
         position: where the next write goes, in bytes.
     """
 
-    def __init__(self, folder: Path) -> None:
-        remove_stale_files(folder)
-        self._folder = folder
-        self._descriptor, self._path = _create_locked(folder)
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        permissions: int | None = None,
+        leader: AtomicFile | None = None,
+    ) -> None:
+        self._leader = leader
+        self._permissions = permissions
+        self._numbers = itertools.count()
+        self._temporary = _Temporary()
+        self._remove = weakref.finalize(self, self._temporary.remove)
         self.position = 0
         self._written_back = 0
-        self._remove = weakref.finalize(
-            self, _close_and_remove, self._descriptor, self._path, os.getpid()
-        )
+        self._synced = False
+        mode = 0o666 if permissions is None else 0o600
+        if leader is not None:
+            self._temporary.create(leader.companion_path(), mode)
+        else:
+            remove_stale_files(folder)
+            self._create_locked(folder, mode)
+
+    def _create_locked(self, folder: Path, mode: int) -> None:
+        mark = kernel_mark()
+        while True:
+            path = folder / f".phiggml-{mark}-{secrets.token_hex(8)}.tmp"
+            descriptor = self._temporary.create(path, mode)
+            if not lock(descriptor):
+                # Without a lock it would be taken for stale: its name must not tell.
+                self._temporary.remove()
+                path = folder / f".phiggml-unlocked-{secrets.token_hex(8)}.tmp"
+                self._temporary.create(path, mode)
+                return
+            if os.fstat(descriptor).st_nlink > 0:
+                return
+            # Between the two calls somebody took it for stale.
+            self._temporary.close()
+
+    @property
+    def _descriptor(self) -> int:
+        stream = self._temporary.stream
+        if stream is not None:
+            return stream.fileno()
+        descriptor = self._temporary.reopen()
+        os.lseek(descriptor, self.position, os.SEEK_SET)
+        return descriptor
+
+    @property
+    def _path(self) -> Path:
+        if self._temporary.path is None:
+            raise ValueError("AtomicFile: it was not made.")
+        return self._temporary.path
+
+    def companion_path(self) -> Path:
+        """A new name of a temporary file that is stale when this one is."""
+        return self._path.with_name(f"{self._path.stem}-{next(self._numbers)}.tmp")
 
     def write(self, data: npt.NDArray[Any] | bytes) -> None:
         """Writes the bytes of a C-contiguous array, without copying it, at the position."""
         view = memoryview(data) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data
+        descriptor = self._descriptor
+        self._synced = False
         while len(view) > 0:
-            written = os.write(self._descriptor, view[:_ONE_WRITE])
+            written = os.write(descriptor, view[:_ONE_WRITE])
             self.position += written
             view = view[written:]
             if self.position - self._written_back >= _WRITE_BACK:
-                _begin_write_back(self._descriptor, self._written_back, self.position)
+                _begin_write_back(descriptor, self._written_back, self.position)
                 self._written_back = self.position
 
     def write_zeros(self, nbytes: int) -> None:
@@ -102,6 +193,7 @@ class AtomicFile:
 
     def resize(self, nbytes: int) -> None:
         """Cuts the file off there, or lengthens it by zeros."""
+        self._synced = False
         os.ftruncate(self._descriptor, nbytes)
 
     def move(self, source: int, target: int, nbytes: int) -> None:
@@ -115,7 +207,16 @@ class AtomicFile:
 
     def sync(self) -> None:
         """Makes the bytes durable."""
-        os.fsync(self._descriptor)
+        if not self._synced:
+            os.fsync(self._descriptor)
+            self._synced = True
+
+    def rest(self) -> None:
+        """Closes the file until it is used again; one that holds a lock stays open."""
+        if self._leader is not None and self._temporary.stream is not None:
+            # What the disk could not take is told to those who have the file open.
+            self.sync()
+            self._temporary.close()
 
     def publish(self, target: Path, *, overwrite: bool) -> None:
         """Makes the bytes durable and gives the file its name.
@@ -127,12 +228,27 @@ class AtomicFile:
 
     def rename(self, target: Path, *, overwrite: bool) -> None:
         """Gives the file its name, durable or not; see publish."""
+        if self._permissions is not None:
+            # A file system without permissions may refuse.
+            with contextlib.suppress(PermissionError):
+                self._path.chmod(self._permissions)
         if overwrite:
             self._path.replace(target)
         else:
             _rename_to_new(self._path, target)
         self._remove.detach()
-        os.close(self._descriptor)
+        stream = self._temporary.stream
+        if stream is not None:
+            unlock(stream.fileno())
+            # Its bytes are durable or were not asked to be.
+            with contextlib.suppress(OSError):
+                self._temporary.close()
+
+    def has_name(self, target: Path) -> bool:
+        """Whether it was renamed, whatever exception came in between."""
+        if not target.exists():
+            return False
+        return not self._path.exists() or self._path.samefile(target)
 
     def discard(self) -> None:
         """Removes the file, unless it was published."""
@@ -153,8 +269,11 @@ class AtomicFile:
 def publish_together(files: Sequence[tuple[AtomicFile, Path]], *, overwrite: bool) -> None:
     """Makes files durable and gives them their names, the first one last.
 
-    Where there is an old first file it goes before any of the others is replaced: at no moment is
-    there a first file whose companions are another's.
+    From then on they are published, whatever is raised. Before that, old files of a set stand
+    aside under temporary names, the first one before any other: at no moment is there a first file
+    whose companions are another's. What is raised before puts them back; only a process that is
+    killed just then leaves neither the old set nor the new one. No two sets get their names in
+    one folder at the same time.
 
     Args:
         files: each with its target, all in one folder.
@@ -162,81 +281,71 @@ def publish_together(files: Sequence[tuple[AtomicFile, Path]], *, overwrite: boo
 
     Raises:
         FileExistsError: there is a target, and overwrite is False.
+        BlockingIOError: another set has been getting its names for ten seconds.
         OSError: the file system refuses; then none of the names is given.
     """
     for file, _ in files:
         file.sync()
-    for _, target in files:
-        require_writable_name(target, overwrite=overwrite)
     folder = files[0][1].parent
-    if overwrite and len(files) > 1:
-        files[0][1].unlink(missing_ok=True)
+    if len(files) == 1:
+        ((file, target),) = files
+        require_writable_name(target, overwrite=overwrite)
+        file.rename(target, overwrite=overwrite)
         _sync_folder(folder)
-    with _taking_back() as named:
+        return
+    lock_of_folder = FolderLock(folder)
+    try:
+        lock_of_folder.acquire()
+        for _, target in files:
+            require_writable_name(target, overwrite=overwrite)
+        _publish_set(files, folder, overwrite=overwrite)
+    finally:
+        lock_of_folder.release()
+
+
+def _publish_set(
+    files: Sequence[tuple[AtomicFile, Path]], folder: Path, *, overwrite: bool
+) -> None:
+    first, first_target = files[0]
+    old: list[tuple[Path, Path]] = []
+    try:
+        if overwrite:
+            _set_aside(first, [target for _, target in files], old)
+            _sync_folder(folder)
         for file, target in reversed(files):
             file.rename(target, overwrite=overwrite)
-            named.append(target)
-    _sync_folder(folder)
-
-
-@contextlib.contextmanager
-def _taking_back() -> Iterator[list[Path]]:
-    """Removes the names that were given, should one of them fail: parts of a set are no model."""
-    named: list[Path] = []
-    try:
-        yield named
     except BaseException:
-        for target in named:
-            target.unlink(missing_ok=True)
+        # The disk knows what was renamed; an exception may have come before a note of it.
+        if not first.has_name(first_target):
+            with contextlib.ExitStack() as undo:
+                for target, aside in old:
+                    undo.callback(_put_back, aside, target)
+                for file, target in files[1:]:
+                    undo.callback(_take_back, file, target)
         raise
-
-
-def remove_stale_files(folder: Path) -> None:
-    """Removes the temporary files of processes that are gone, and never one of a live process.
-
-    A live process holds a lock on each of its files, which ends with it. Only the kernel that
-    keeps the locks can tell, so files whose names do not bear its mark are left alone.
-    """
-    ours = re.compile(rf"\.phiggml-{_kernel_mark()}-[0-9a-f]{{16}}\.tmp")
-    try:
-        with os.scandir(folder) as entries:
-            found = [folder / entry.name for entry in entries if ours.fullmatch(entry.name)]
-    except OSError:
-        return
-    for path in found:
-        # What cannot be opened, locked or removed stays.
+    _sync_folder(folder)
+    for _, aside in old:
+        # The next writer removes what stays.
         with contextlib.suppress(OSError):
-            _remove_if_unlocked(path)
+            aside.unlink(missing_ok=True)
 
 
-if sys.platform == "win32":
+def _take_back(file: AtomicFile, target: Path) -> None:
+    if file.has_name(target):
+        target.unlink(missing_ok=True)
 
-    def _lock(descriptor: int) -> None:
-        """Nothing to do: an open file cannot be removed here."""
 
-    def _remove_if_unlocked(path: Path) -> None:
-        path.unlink(missing_ok=True)
+def _put_back(aside: Path, target: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        aside.replace(target)
 
-else:
 
-    def _lock(descriptor: int) -> None:
-        """Locks the file as long as it is open."""
-        # Where there are no locks, nobody can take the file for stale either.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-    def _remove_if_unlocked(path: Path) -> None:
-        flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
-            # Over NFS only what is open for writing can be locked.
-            descriptor = os.open(path, flags | os.O_WRONLY)
-        except PermissionError:
-            descriptor = os.open(path, flags | os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
+def _set_aside(first: AtomicFile, targets: list[Path], old: list[tuple[Path, Path]]) -> None:
+    for target in targets:
+        aside = first.companion_path()
+        old.append((target, aside))
+        with contextlib.suppress(FileNotFoundError):
+            target.replace(aside)
 
 
 if sys.platform == "linux":
@@ -252,37 +361,6 @@ else:
         """Elsewhere the advice means something else."""
 
 
-@cache
-def _kernel_mark() -> str:
-    """Eight digits for the running kernel: processes that see each other's locks share them."""
-    try:
-        kernel = Path("/proc/sys/kernel/random/boot_id").read_text("ascii")
-    except OSError:
-        kernel = platform.node()
-    return hashlib.sha256(kernel.encode()).hexdigest()[:8]
-
-
-def _create_locked(folder: Path) -> tuple[int, Path]:
-    # O_EXCL: never someone else's file. 0666: the permissions that the umask leaves.
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-    flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    while True:
-        path = folder / f".phiggml-{_kernel_mark()}-{secrets.token_hex(8)}.tmp"
-        descriptor = os.open(path, flags, 0o666)
-        _lock(descriptor)
-        if os.fstat(descriptor).st_nlink > 0:
-            return descriptor, path
-        # Between the two calls somebody took it for stale.
-        os.close(descriptor)
-
-
-def _close_and_remove(descriptor: int, path: Path, owner: int) -> None:
-    os.close(descriptor)
-    # A forked child lets go of its copy; the file is its parent's.
-    if os.getpid() == owner:
-        path.unlink(missing_ok=True)
-
-
 def _rename_to_new(source: Path, target: Path) -> None:
     """Renames, but raises FileExistsError when there is such a target by now."""
     try:
@@ -295,7 +373,9 @@ def _rename_to_new(source: Path, target: Path) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
         source.replace(target)
     else:
-        source.unlink()
+        # It has its name; another that stays is for the next writer to remove.
+        with contextlib.suppress(OSError):
+            source.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -14,7 +13,7 @@ from phiggml.atomic_file import AtomicFile
 from phiggml.errors import InputError
 from phiggml.gguf_tensor_data import little_endian_pieces
 from phiggml.gguf_value import encode_string
-from phiggml.gguf_writer_metadata import PADDING_KEY, encoded_size, padding_value
+from phiggml.gguf_writer_metadata import MAX_ENTRIES, PADDING_KEY, encoded_size, padding_value
 from phiggml.quant import QuantType
 
 __all__ = ["GGUFPart", "TensorInfo", "aligned"]
@@ -23,6 +22,7 @@ _VERSION = 3
 _COUNTS_BYTES = 24  # magic, version, number of tensors, number of pairs
 _SLACK = 128 << 10
 _PAGE = 4096
+_MAX_HEADER_BYTES = 128 << 20  # what GGUFFile reads
 
 
 def aligned(nbytes: int, alignment: int) -> int:
@@ -87,20 +87,25 @@ class GGUFPart:
         return offset
 
     @property
-    def is_open(self) -> bool:
-        """Whether the temporary file has been begun."""
-        return self._file is not None
+    def file(self) -> AtomicFile | None:
+        """The temporary file, once it has been begun."""
+        return self._file
 
-    def open(self, folder: Path, pairs_bytes: int, *, spare: bool) -> None:
-        """Begins the temporary file.
+    def begin(self, file: AtomicFile, pairs_bytes: int, *, spare: bool) -> None:
+        """Begins the file.
 
         Args:
-            folder: where it will be.
+            file: a new one.
             pairs_bytes: what the metadata take, as far as they are known.
             spare: whether to leave room for more tensors and metadata.
         """
-        self._file = AtomicFile(folder)
+        self._file = file
         self._room = self._wanted_room(pairs_bytes, spare=spare)
+
+    def rest(self) -> None:
+        """Closes the temporary file until it is used again, where that can be."""
+        if self._file is not None:
+            self._file.rest()
 
     def make_room(self, pairs_bytes: int) -> None:
         """Moves the data when the header has outgrown its room, with some to spare."""
@@ -123,9 +128,18 @@ class GGUFPart:
             The whole file, to be published.
         """
         file = self._require_file()
+        if len(pairs) > MAX_ENTRIES:
+            raise InputError(
+                f"GGUFWriter: {len(pairs)} metadata keys: GGUFFile reads up to {MAX_ENTRIES}. "
+                "Leave some out."
+            )
         size = self._header_bytes(encoded_size(pairs))
         padding = self._room - size - encoded_size({PADDING_KEY: padding_value(0)})
-        padded = padding >= 0 and aligned(size, self._alignment) != self._room
+        padded = (
+            padding >= 0
+            and aligned(size, self._alignment) != self._room <= _MAX_HEADER_BYTES
+            and len(pairs) < MAX_ENTRIES
+        )
         if not padded:
             self._move_data(aligned(size, self._alignment))
         file.resize(self._room + self.nbytes)
@@ -150,7 +164,13 @@ class GGUFPart:
         return self._file
 
     def _header_bytes(self, pairs_bytes: int) -> int:
-        return _COUNTS_BYTES + pairs_bytes + self._infos_bytes
+        nbytes = _COUNTS_BYTES + pairs_bytes + self._infos_bytes
+        if nbytes > _MAX_HEADER_BYTES:
+            raise InputError(
+                f"GGUFWriter: the header takes {nbytes} bytes: GGUFFile reads up to "
+                f"{_MAX_HEADER_BYTES}. Leave out some of the metadata."
+            )
+        return nbytes
 
     def _wanted_room(self, pairs_bytes: int, *, spare: bool) -> int:
         size = self._header_bytes(pairs_bytes)

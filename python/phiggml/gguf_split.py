@@ -13,6 +13,7 @@ import numpy.typing as npt
 from phiggml.errors import InputError
 from phiggml.gguf import GGUFFile, GGUFTensor
 from phiggml.gguf_writer import GGUFWriter
+from phiggml.gguf_writer_target import split_prefix
 from phiggml.progress import Progress, ProgressCallback
 
 __all__ = ["merge_gguf", "split_gguf"]
@@ -67,10 +68,10 @@ def split_gguf(
     """
     if max_bytes is None and max_tensors is None:
         raise InputError("split_gguf: no limit is given. Pass max_bytes or max_tensors.")
-    prefix = str(_resolved(out)).removesuffix(".gguf")
+    prefix = str(split_prefix(out))
     with GGUFFile(path) as model:
-        for source in map(_resolved, model.paths):
-            if re.fullmatch(re.escape(prefix) + r"-\d{5}-of-\d{5}\.gguf", str(source)):
+        for source in map(os.path.realpath, model.paths):
+            if re.fullmatch(re.escape(prefix) + r"-\d{5}-of-\d{5}\.gguf", source, re.DOTALL):
                 raise InputError(
                     f"split_gguf: {source}: it is read, and could be replaced. "
                     "Choose another name for the output."
@@ -127,7 +128,7 @@ def merge_gguf(
                 f"merge_gguf: {model.path}: it is no part of a split model: there is nothing to "
                 "merge."
             )
-        if _resolved(out) in map(_resolved, model.paths):
+        if os.path.realpath(out) in map(os.path.realpath, model.paths):
             raise InputError(
                 f"merge_gguf: {os.fspath(out)}: it is one of the parts. "
                 "Choose another name for the output."
@@ -135,10 +136,6 @@ def merge_gguf(
         with GGUFWriter(out, overwrite=overwrite) as writer:
             _copy(model, writer, "merge", progress)
     return Path(out)
-
-
-def _resolved(path: str | os.PathLike[str]) -> Path:
-    return Path(path).resolve()
 
 
 def _copy(
@@ -149,7 +146,8 @@ def _copy(
     writer.copy_metadata(model.metadata, skip=split_keys)
     tensors = model.tensors.values()
     for tensor in tensors:
-        writer.add_tensor_stream(tensor.name, tensor.shape, tensor.type)
+        # To ggml a tensor of no axes has one, of length 1, and it writes that.
+        writer.add_tensor_stream(tensor.name, tensor.shape or (1,), tensor.type)
     done, total = 0, sum(tensor.nbytes for tensor in tensors)
     for tensor in tensors:
         for rows in _rows_in_pieces(tensor):

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
+import sys
 from collections import deque
 from collections.abc import Collection, Iterator, MutableMapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from phiggml.atomic_file import publish_together, require_writable_name
+from phiggml.atomic_file import AtomicFile, publish_together
 from phiggml.errors import InputError
 from phiggml.gguf_part import GGUFPart, TensorInfo, aligned
 from phiggml.gguf_tensor_data import checked_shape, tensor_data
 from phiggml.gguf_writer_metadata import (
+    MAX_ENTRIES,
     MAX_TENSOR_NAME_BYTES,
     WriterMetadata,
     encoded_size,
     require_name,
     split_pairs,
 )
+from phiggml.gguf_writer_target import WriterTarget
 from phiggml.quant import QuantizedArray, QuantType
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ __all__ = ["GGUFWriter"]
 
 _MAX_HELD_BYTES = 64 << 20
 _MAX_PARTS = 65535  # split.count has 16 bits
+_MAX_OPEN = 16  # files at a time, beside the first
 
 
 @dataclass
@@ -63,27 +65,31 @@ class GGUFWriter:
 
     With split_max_bytes or split_max_tensors the model becomes several files, named as
     llama-gguf-split names them: PREFIX-00001-of-00003.gguf, where PREFIX is `path` without .gguf.
-    The first has all metadata. It is renamed last, and an old one goes before any other file is
-    replaced. Sets of another number of files stay as they are.
+    The first has all metadata. It is renamed last. Old files stand aside before, and what is raised
+    until then puts them back; a process that is killed just between leaves no first file. Sets of
+    another number of files stay as they are.
 
     Args:
         path: the file to be.
-        overwrite: whether it may replace an existing file.
+        overwrite: whether it may replace an existing file, whose permissions it keeps.
         split_max_bytes: a file ends before its tensors would take more; a larger tensor has one
             of its own. None: no limit.
         split_max_tensors: how many tensors a file has at most. None: no limit.
 
     Raises:
-        InputError: a name, value, shape or dtype that the format cannot hold; a call out of order.
-        FileExistsError: the target, or a model split under its name, exists and overwrite is False.
+        InputError: a name, value, shape or dtype that the format cannot hold, or more of them
+            than GGUFFile reads (2^18 tensors or keys, a header of 128 MiB); a call out of order.
+        FileExistsError: the target, or any file of a model split under its name, exists and
+            overwrite is False.
         IsADirectoryError, FileNotFoundError: the target is a folder, or in none that exists.
+        BlockingIOError: others were naming the files of a split model there for ten seconds.
         OSError: the file system refuses; the temporary files are removed.
 
     Cost:
         Arrays given to add_tensor are kept by reference, 64 MiB of them at most, so they must not
         be changed before close. Writes do not copy (arrays of another layout in pieces of 8 MiB)
-        and release the GIL. A header that outgrows its room moves all data that stand behind it,
-        within the file.
+        and release the GIL. Up to 17 files are open at a time. A header that outgrows its room
+        moves all data that stand behind it, within the file.
 
     Source:
         The GGUF specification, version 3; ggml's limits on names and dimensions; llama-gguf-split.
@@ -110,14 +116,7 @@ class GGUFWriter:
         self._split_max_bytes = _positive(split_max_bytes, "split_max_bytes")
         self._split_max_tensors = _positive(split_max_tensors, "split_max_tensors")
         self._split = split_max_bytes is not None or split_max_tensors is not None
-        if self._split:
-            self._folder = Path(self.path).parent.resolve()
-            self._require_new_set()
-        else:
-            # A link is written through, as open() would.
-            self._target = Path(self.path).resolve()
-            self._folder = self._target.parent
-            require_writable_name(self._target, overwrite=overwrite)
+        self._target = WriterTarget(self.path, split=self._split, overwrite=overwrite)
         self._metadata = WriterMetadata()
         self._names: set[str] = set()
         # Until the output begins: what was added and declared, in order.
@@ -125,9 +124,11 @@ class GGUFWriter:
         self._held_bytes = 0
         # From then on.
         self._parts: list[GGUFPart] = []
+        self._open: deque[GGUFPart] = deque()
         self._waiting: deque[_Place] = deque()
         self._paths: tuple[str, ...] = ()
         self._closed = False
+        self._given_up = False
 
     @property
     def metadata(self) -> MutableMapping[str, Any]:
@@ -240,7 +241,7 @@ class GGUFWriter:
                 f"{place.missing}."
             )
         with self._discarding_on_failure():
-            place.part.write(place.offset + place.info.nbytes - place.missing, data)
+            self._opened(place.part).write(place.offset + place.info.nbytes - place.missing, data)
         place.missing -= data.nbytes
         if place.missing == 0:
             self._waiting.popleft()
@@ -249,11 +250,15 @@ class GGUFWriter:
         """Writes what is left, and gives the file its name. Closing again does nothing.
 
         Raises:
-            InputError: a tensor lacks rows.
+            InputError: a tensor lacks rows, or the header is larger than GGUFFile reads; the file
+                was given up when something failed before.
             FileExistsError: the target appeared meanwhile, and overwrite is False.
             OSError: the file system refuses. In each case nothing is left behind.
         """
         if self._closed:
+            # Who sees the first exception need not see another.
+            if self._given_up and sys.exc_info()[1] is None:
+                raise self._is_closed("GGUFWriter.close")
             return
         with self._discarding_on_failure():
             self._begin(spare=False)
@@ -262,18 +267,29 @@ class GGUFWriter:
                     f"GGUFWriter.close: tensor {place.info.name!r}: it lacks {place.missing} of "
                     f"its {place.info.nbytes} bytes. Bring them by write_rows; no file was made."
                 )
-            files = [part.finish(self._pairs(number)) for number, part in enumerate(self._parts)]
-            paths, targets = self._final_paths(), self._targets()
-            named = list(zip(files, targets, strict=True))
+            count = len(self._parts)
+            self._target.require_writable(count)
+            files = [
+                self._opened(part).finish(self._pairs(number))
+                for number, part in enumerate(self._parts)
+            ]
+            named = list(zip(files, self._target.targets(count), strict=True))
             publish_together(named, overwrite=self._overwrite)
-        self._paths = paths
+        self._paths = self._target.paths(count)
         self._end()
 
     def discard(self) -> None:
-        """Gives the file up: nothing is left behind. After close it does nothing."""
-        for part in self._parts:
-            part.discard()
+        """Gives the file up: nothing is left behind. After close it does nothing.
+
+        Raises:
+            OSError: the file system refuses to remove or close one; the others are gone.
+        """
+        parts, self._given_up = self._parts, False
         self._end()
+        with contextlib.ExitStack() as stack:
+            # All of them, whatever one raises; the first, whose lock they share, goes last.
+            for part in parts:
+                stack.callback(part.discard)
 
     def __enter__(self) -> GGUFWriter:
         return self
@@ -298,7 +314,15 @@ class GGUFWriter:
 
     def _require_open(self, what: str) -> None:
         if self._closed:
-            raise InputError(f"{what}: the writer is closed.")
+            raise self._is_closed(what)
+
+    def _is_closed(self, what: str) -> InputError:
+        if self._given_up:
+            return InputError(
+                f"{what}: {self.path}: the file was given up when something failed before. "
+                "Write it anew."
+            )
+        return InputError(f"{what}: the writer is closed.")
 
     def _checked(
         self, name: str, tensor_type: QuantType, shape: tuple[int, ...], what: str
@@ -306,6 +330,11 @@ class GGUFWriter:
         require_name(name, what, MAX_TENSOR_NAME_BYTES)
         if name in self._names:
             raise InputError(f"{what}: there is a tensor of this name already.")
+        if not self._split and len(self._names) == MAX_ENTRIES:
+            raise InputError(
+                f"{what}: there are {MAX_ENTRIES} tensors, as many as GGUFFile reads. "
+                "Split the model."
+            )
         shape = checked_shape(shape, tensor_type, what)
         nbytes = math.prod(shape[:-1]) * tensor_type.row_bytes(shape[-1])
         return TensorInfo(name, tensor_type, shape, nbytes)
@@ -314,8 +343,8 @@ class GGUFWriter:
         with self._discarding_on_failure():
             if self._parts:
                 place = self._placed(info)
-                self._open_parts(spare=True)
-                place.part.make_room(self._pairs_bytes(place.part))
+                self._begin_part(place.part, spare=True)
+                self._opened(place.part).make_room(self._pairs_bytes(place.part))
                 self._fill(place, data)
             else:
                 self._held.append((info, data))
@@ -332,7 +361,9 @@ class GGUFWriter:
         self._metadata.alignment_fixed = True
         self._parts = [GGUFPart(self._metadata.alignment)]
         places = [self._placed(info) for info, _ in held]
-        self._open_parts(spare=spare)
+        self._target.require_writable(len(self._parts))
+        for part in self._parts:
+            self._begin_part(part, spare=spare)
         for place, (_, data) in zip(places, held, strict=True):
             self._fill(place, data)
 
@@ -341,7 +372,8 @@ class GGUFWriter:
         part = self._parts[-1]
         nbytes = part.nbytes + aligned(info.nbytes, self._metadata.alignment)
         too_large = self._split_max_bytes is not None and nbytes > self._split_max_bytes
-        if part.n_tensors > 0 and (too_large or part.n_tensors == self._split_max_tensors):
+        full = part.n_tensors in (self._split_max_tensors, MAX_ENTRIES)
+        if part.n_tensors > 0 and (too_large or full):
             if len(self._parts) == _MAX_PARTS:
                 raise InputError(
                     f"GGUFWriter: {self.path}: a model has at most {_MAX_PARTS} files. "
@@ -351,16 +383,29 @@ class GGUFWriter:
             self._parts.append(part)
         return _Place(info, part, part.add(info), info.nbytes)
 
-    def _open_parts(self, *, spare: bool) -> None:
-        for part in self._parts:
-            if not part.is_open:
-                part.open(self._folder, self._pairs_bytes(part), spare=spare)
+    def _begin_part(self, part: GGUFPart, *, spare: bool) -> None:
+        if part.file is None:
+            target = self._target
+            file = AtomicFile(
+                target.folder, permissions=target.permissions, leader=self._parts[0].file
+            )
+            part.begin(file, self._pairs_bytes(part), spare=spare)
+            self._opened(part)
+
+    def _opened(self, part: GGUFPart) -> GGUFPart:
+        """The part; those that were not used for the longest are closed for the time being."""
+        if part in self._open:
+            self._open.remove(part)
+        self._open.append(part)
+        if len(self._open) > _MAX_OPEN:
+            self._open.popleft().rest()
+        return part
 
     def _fill(self, place: _Place, data: npt.NDArray[Any] | None) -> None:
         if data is None:
             self._waiting.append(place)
         else:
-            place.part.write(place.offset, data)
+            self._opened(place.part).write(place.offset, data)
 
     def _pairs(self, number: int) -> dict[str, bytes]:
         """The metadata of a part."""
@@ -373,38 +418,12 @@ class GGUFWriter:
     def _pairs_bytes(self, part: GGUFPart) -> int:
         return encoded_size(self._pairs(0 if part is self._parts[0] else 1))
 
-    def _prefix(self) -> str:
-        return self.path.removesuffix(".gguf")
-
-    def _final_paths(self) -> tuple[str, ...]:
-        if not self._split:
-            return (self.path,)
-        count = len(self._parts)
-        return tuple(f"{self._prefix()}-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count))
-
-    def _targets(self) -> list[Path]:
-        if not self._split:
-            return [self._target]
-        return [self._folder / Path(path).name for path in self._final_paths()]
-
-    def _require_new_set(self) -> None:
-        """Checks, before any work, that no model is split under this name already."""
-        folder = Path(self.path).parent
-        if not folder.is_dir():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
-        if self._overwrite:
-            return
-        first = Path(self._prefix()).name + "-00001-of-"
-        for entry in folder.iterdir():
-            number = entry.name.removeprefix(first).removesuffix(".gguf")
-            if entry.name == f"{first}{number}.gguf" and number.isdecimal():
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(entry))
-
     def _end(self) -> None:
         self._closed = True
         self._metadata.closed = True
         self._held = []
         self._parts = []
+        self._open = deque()
         self._waiting = deque()
 
     @contextlib.contextmanager
@@ -412,7 +431,10 @@ class GGUFWriter:
         try:
             yield
         except BaseException:
-            self.discard()
+            try:
+                self.discard()
+            finally:
+                self._given_up = True
             raise
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALIGNMENT_KEY",
     "DEFAULT_ALIGNMENT",
+    "MAX_ENTRIES",
     "MAX_KEY_BYTES",
     "MAX_TENSOR_NAME_BYTES",
     "PADDING_KEY",
@@ -32,6 +33,7 @@ ALIGNMENT_KEY = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 PADDING_KEY = "phiggml.padding"  # what fills a header's room is the writer's alone
 MAX_KEY_BYTES = 65535  # the format's limit
+MAX_ENTRIES = 1 << 18  # tensors of a file, and keys, that GGUFFile reads
 MAX_TENSOR_NAME_BYTES = 63  # ggml keeps 64 with the closing NUL
 _STRING_ID = 8
 # llama-gguf-split's, in its order.
@@ -59,6 +61,8 @@ class WriterMetadata(MutableMapping[str, Any]):
         self._require_open()
         what = f"GGUFWriter.metadata[{key!r}]"
         require_name(key, what, MAX_KEY_BYTES)
+        if len(self._values) == MAX_ENTRIES and key not in self._values:
+            raise InputError(f"{what}: there are {MAX_ENTRIES} keys, as many as GGUFFile reads.")
         if key == ALIGNMENT_KEY:
             value = GGUFValue(self._aligned(_checked_alignment(value, what)), "UINT32")
         self.encoded[key] = encode_value(value, what)
