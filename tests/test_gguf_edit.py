@@ -313,3 +313,21 @@ def test_split_models(split: list[Path], given: int) -> None:
             edit_gguf(split[given], unset=[key])
     with pytest.raises(InputError, match="another part"):
         edit_gguf(split[given], rename_tensors={"two": "3", "3": "two"})
+
+
+@pytest.mark.parametrize("count", [0, 1, None])
+def test_what_is_left_of_split_keys_in_a_whole_file_may_be_unset(
+    tmp_path: Path, count: int | None
+) -> None:
+    path = tmp_path / "merged.gguf"
+    own = [gb.number("split.no", gb.UINT16, 0), gb.number("split.tensors.count", gb.INT32, 2)]
+    if count is not None:
+        own.append(gb.number("split.count", gb.UINT16, count))
+    path.write_bytes(gb.gguf([*pairs(), *own], tensors(), DATA))
+    keys = ["split.no", "split.tensors.count", "split.count"][: len(own)]
+    with pytest.raises(InputError, match="split_gguf"):
+        edit_gguf(path, rename={keys[0]: "split.x"})
+    with pytest.raises(InputError, match="split_gguf"):
+        edit_gguf(path, set={"split.count": GGUFValue(2, "UINT16")})
+    edit_gguf(path, unset=keys)
+    assert path.read_bytes() == gb.gguf(pairs(), tensors(), DATA)

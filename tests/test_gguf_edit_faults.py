@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from edited_files import (
     tensors,
     text,
 )
+from phiggml import gguf_edit_write
 from phiggml.errors import FormatError, InputError
-from phiggml.gguf import GGUFValue
+from phiggml.gguf import GGUFFile, GGUFValue
 from phiggml.gguf_edit import edit_gguf
+from phiggml.gguf_header import Header
 from phiggml.progress import Progress
 
 
@@ -109,6 +112,25 @@ def test_files_that_are_no_gguf(tmp_path: Path) -> None:
         edit_gguf(tmp_path / "absent.gguf", set={"a": 1})
     with pytest.raises(OSError, match=r"(?i)directory"):
         edit_gguf(tmp_path, set={"a": 1})
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links") as caught:
+        edit_gguf(tmp_path / "loop", set={"a": 1})
+    assert caught.value.errno == errno.ELOOP
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("https://example.org/m.gguf", "Download it"),
+        ("file:///m.gguf", "Download it"),
+        (b"m.gguf", "must be str"),
+        (3, "must be str"),
+        ("a\0b", "NUL"),
+    ],
+)
+def test_paths_that_are_none(path: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        edit_gguf(path, set={"a": 1})
 
 
 def refuse(*_: object) -> None:
@@ -126,6 +148,17 @@ def test_what_may_not_be_written(plain: Path, monkeypatch: pytest.MonkeyPatch) -
     assert plain.read_bytes() == before
 
 
+def test_a_folder_that_may_not_be_written_to_is_named(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != plain.parent)
+    for dry_run in (True, False):
+        with pytest.raises(PermissionError) as caught:
+            edit_gguf(plain, unset=["tokens"], dry_run=dry_run)
+        assert caught.value.filename == str(plain.parent)
+    assert edit_gguf(plain, set={"a.count": 8}).in_place
+
+
 @pytest.mark.parametrize("call", ["copy_file_range", "fsync", "replace"])
 def test_a_failure_leaves_the_old_file_alone(
     plain: Path, monkeypatch: pytest.MonkeyPatch, call: str
@@ -138,14 +171,22 @@ def test_a_failure_leaves_the_old_file_alone(
     assert list(plain.parent.iterdir()) == [plain]
 
 
+@pytest.mark.parametrize(
+    "answer", ["EXDEV", "EINVAL", "ENOSYS", "EOPNOTSUPP", "EBADF", "EPERM", "EIO", "0"]
+)
 def test_file_systems_that_cannot_copy_or_lock(
-    plain: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Path, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
-    def cannot(*_: object) -> None:
-        raise OSError(errno.EXDEV if _[0] != "lock" else errno.ENOLCK, "cannot")
+    def copy(*_: object) -> int:
+        if answer == "0":
+            return 0
+        raise OSError(getattr(errno, answer), "cannot")
 
-    monkeypatch.setattr(os, "copy_file_range", cannot)
-    monkeypatch.setattr(fcntl, "flock", lambda *_: cannot("lock"))
+    def lock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "cannot")
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    monkeypatch.setattr(fcntl, "flock", lock)
     assert not edit_gguf(plain, set={"general.architecture": "longer"}).in_place
     new = edited_pairs({0: text("general.architecture", "longer")})
     assert plain.read_bytes() == gb.gguf(new, tensors(), DATA)
@@ -157,7 +198,7 @@ def test_a_file_that_becomes_shorter_meanwhile(
     monkeypatch.setattr("phiggml.gguf_edit_write._ONE_COPY", 100)
     before = plain.read_bytes()
     cut = before[:-70]
-    with pytest.raises(FormatError, match="changes meanwhile") as caught:
+    with pytest.raises(FormatError, match="beyond the file") as caught:
         edit_gguf(plain, unset=["tokens"], progress=lambda _: plain.write_bytes(cut))
     assert caught.value.path == str(plain)
     assert plain.read_bytes() == cut
@@ -193,7 +234,7 @@ def test_a_lock_of_somebody_elses_is_waited_for(
     with plain.open("rb") as holder:
         fcntl.flock(holder, fcntl.LOCK_SH)
         edit_gguf(plain, set={"a.count": 8}, dry_run=True)
-        with pytest.raises(BlockingIOError, match="holds a lock") as caught:
+        with pytest.raises(BlockingIOError, match="holds a lock on it: wait") as caught:
             edit_gguf(plain, set={"a.count": 8})
         assert caught.value.filename == str(plain)
     assert edit_gguf(plain, set={"a.count": 8}).in_place
@@ -207,6 +248,7 @@ def test_what_others_change_meanwhile_is_not_lost(
     """Somebody edits between the plan and the lock: the edit is planned anew, some times."""
     flock = fcntl.flock
     changes = iter(range(times))
+    time = plain.stat().st_mtime_ns  # clocks of file systems are coarse
 
     def interfere(descriptor: int, operation: int) -> None:
         for change in changes:
@@ -214,6 +256,7 @@ def test_what_others_change_meanwhile_is_not_lost(
             new = plain.with_suffix(".new") if anew else plain
             with new.open("wb" if anew else "r+b") as file:
                 file.write(gb.gguf(edited_pairs({1: pair}), tensors(), DATA))
+            os.utime(new, ns=(time, time))
             new.replace(plain)
             break
         flock(descriptor, operation)
@@ -226,3 +269,43 @@ def test_what_others_change_meanwhile_is_not_lost(
     else:
         with pytest.raises(FormatError, match="changes meanwhile"):
             edit_gguf(plain, set={"a.rate": 2})
+
+
+def test_a_key_that_appears_while_the_file_is_opened(
+    plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values are read at one moment, and a moment in between is another try."""
+    read, others = gguf_edit_write.read_header, iter(range(1))
+
+    def interfere(file: GGUFFile) -> Header:
+        header = read(file)
+        for _ in others:
+            edit_gguf(plain, set={"flag": False, "z": 5})
+        return header
+
+    monkeypatch.setattr(gguf_edit_write, "read_header", interfere)
+    edit_gguf(plain, set={"z": 6, "a.count": 8})
+    with GGUFFile(plain) as f:
+        assert [f.metadata[key] for key in ("flag", "z", "a.count")] == [False, 6, 8]
+
+
+def test_a_file_that_changes_while_it_is_read(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place, so that what was parsed and what is read behind it are of two moments."""
+    read, times = gguf_edit_write.read_header, itertools.count(1)
+    last = 1
+
+    def interfere(file: GGUFFile) -> Header:
+        header = read(file)
+        if (time := next(times)) <= last:
+            pair = gb.number("a.count", gb.UINT32, 100 + time)
+            with plain.open("r+b") as stream:
+                stream.write(gb.gguf(edited_pairs({1: pair}), tensors(), DATA))
+        return header
+
+    monkeypatch.setattr(gguf_edit_write, "read_header", interfere)
+    edit_gguf(plain, set={"a.rate": 2})
+    new = {1: gb.number("a.count", gb.UINT32, 101), 2: gb.number("a.rate", gb.FLOAT32, 2)}
+    assert plain.read_bytes() == gb.gguf(edited_pairs(new), tensors(), DATA)
+    times, last = itertools.count(1), 100
+    with pytest.raises(FormatError, match="chang"):
+        edit_gguf(plain, set={"a.rate": 3})

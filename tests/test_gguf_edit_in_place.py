@@ -17,9 +17,10 @@ from edited_files import (
     pairs,
     room,
     tensors,
+    text,
 )
 from gguf_seen import PADDING, Seen, seen, without_padding
-from phiggml.errors import InputError
+from phiggml.errors import FormatError, InputError
 from phiggml.gguf import GGUFFile, GGUFWriter
 from phiggml.gguf_edit import GGUFEdit, edit_gguf
 
@@ -70,6 +71,21 @@ def test_with_room_everything_is_in_place(padded: Path) -> None:
         assert f.metadata[PADDING].isspace()
 
 
+def test_padding_behind_a_long_text_that_changes(padded: Path) -> None:
+    """It goes before the text, whose new bytes lie in what was padding, as what is added does."""
+    content = gb.gguf([text("a", "b"), text("long", "x" * 9000), room(40_000)])
+    for changes in ({"long": "y" * 9001}, {"long": "y" * 9001, "new": "z" * 9000}):
+        padded.write_bytes(content)
+        check_padded(padded, seen(padded), {"set": changes}, in_place=True)
+
+
+def test_padding_before_other_lengths_and_long_additions(padded: Path) -> None:
+    """All that was behind it goes before it, and so does what is new."""
+    padded.write_bytes(gb.gguf([room(50_000), *pairs()], tensors(), DATA))
+    request = {"set": {"last": "a longer end", "new": "z" * 9000}}
+    check_padded(padded, seen(padded), request, in_place=True)
+
+
 def test_room_that_does_not_suffice(padded: Path) -> None:
     state = seen(padded)
     state = check_padded(padded, state, {"set": {"new": "x" * 9500}}, in_place=False)
@@ -110,6 +126,56 @@ def states_of(
         patch.setattr(os, "pwrite", pwrite)
         edit()
     return states
+
+
+EDITS: list[dict[str, Any]] = [
+    {"set": {"a.count": 8}},
+    {"set": {"general.architecture": "a longer text", "new": "y" * 5000}},
+    {"unset": ["flag"], "set": {"last": "e"}},
+    {"set": {"tokens": TOKENS[::-1]}},
+]
+
+
+@pytest.mark.parametrize("request_", EDITS)
+def test_an_open_file_reads_the_old_values_or_says_that_it_has_changed(
+    padded: Path, monkeypatch: pytest.MonkeyPatch, request_: dict[str, Any]
+) -> None:
+    padded.write_bytes(gb.gguf([room(60_000), *pairs()], tensors(), DATA))
+    os.utime(padded, (1, 1))  # clocks of file systems are coarse
+    old = seen(padded).metadata()
+    old_bytes = padded.read_bytes()
+    outcomes: list[str] = []
+    written = os.pwrite
+
+    def look(file: GGUFFile) -> None:
+        for key in old:
+            try:
+                value = file.metadata[key]
+                value = value.tolist() if isinstance(value, np.ndarray) else value
+                encoded = file.metadata.encoded(key)
+            except FormatError as error:
+                assert "has changed" in str(error)
+                outcomes.append("changed")
+            else:
+                assert value == old[key]
+                assert encoded in old_bytes
+                outcomes.append("old")
+
+    with GGUFFile(padded) as file:
+        views = file.metadata["numbers"]
+
+        def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+            look(file)
+            nbytes = written(descriptor, data, offset)
+            look(file)
+            return nbytes
+
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        assert edit_gguf(padded, **request_).in_place
+        look(file)
+        assert views.tolist() == old["numbers"]
+    assert outcomes[: len(old)] == ["old"] * len(old)
+    assert outcomes[-len(old) :] == ["changed"] * len(old)
 
 
 def random_request(rng: np.random.Generator, keys: Sequence[str]) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def test_each_step_is_durable_before_the_next(tmp_path, monkeypatch):
     path.write_bytes(b"0123456789")
     patch = Patch(before=Span(4, b"ab"), switch=Span(1, b"c"), after=Span(8, b"de"))
     descriptor = os.open(path, os.O_RDWR)
-    patch.apply(descriptor)
+    patch.apply(descriptor, "file")
     os.close(descriptor)
     assert log == [(4, b"ab"), "sync", (1, b"c"), "sync", (8, b"de"), "sync"]
     assert path.read_bytes() == b"0c23ab67de"
@@ -141,7 +141,7 @@ def test_each_step_is_durable_before_the_next(tmp_path, monkeypatch):
 def test_a_short_write_of_the_page_is_an_error(monkeypatch):
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, offset: len(data) - 1)
     with pytest.raises(OSError, match="Errno 5"):
-        Patch(None, Span(0, b"abc"), None).apply(0)
+        Patch(None, Span(0, b"abc"), None).apply(0, "file")
 
 
 def test_the_rest_is_written_piece_by_piece(tmp_path, monkeypatch):
@@ -150,5 +150,44 @@ def test_the_rest_is_written_piece_by_piece(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_bytes(bytes(10))
     with path.open("r+b") as file:
-        Patch(Span(1, b"abcde"), None, Span(7, b"fgh")).apply(file.fileno())
+        Patch(Span(1, b"abcde"), None, Span(7, b"fgh")).apply(file.fileno(), "file")
     assert path.read_bytes() == b"\0abcde\0fgh"
+
+
+def test_the_switch_is_written_from_one_page_of_memory(monkeypatch):
+    pages = []
+
+    def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+        first = np.frombuffer(data, np.uint8).ctypes.data
+        pages.append((first // PAGE, (first + len(data) - 1) // PAGE))
+        return len(data)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    for length in (1, 4000, PAGE):
+        Patch(None, Span(0, bytes(length)), None).apply(0, "file")
+    assert len(pages) == 3
+    assert all(first == last for first, last in pages)
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+@pytest.mark.parametrize("call", ["pwrite", "fsync"])
+def test_an_error_from_the_switch_on_says_that_the_edit_may_stand(
+    tmp_path, monkeypatch, call, failing
+):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(10))
+    done, calls = getattr(os, call), iter(range(1, 4))
+
+    def fail(*arguments: object) -> object:
+        if next(calls) == failing:
+            raise OSError(28, "No space left on device")
+        return done(*arguments)
+
+    monkeypatch.setattr(os, call, fail)
+    patch = Patch(before=Span(4, b"ab"), switch=Span(1, b"c"), after=Span(8, b"de"))
+    with path.open("r+b") as file, pytest.raises(OSError, match="No space left") as caught:
+        patch.apply(file.fileno(), "its name")
+    assert (caught.value.errno, caught.value.filename) == (28, "its name")
+    switched = path.read_bytes()[1:2] == b"c"
+    assert ("may stand" in str(caught.value)) == switched == (failing + (call == "fsync") >= 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,21 @@ import numpy as np
 import phiggml as pg
 from phiggml.cli_terminal import ProgressBar, parse_size, say
 from phiggml.gguf import GGUFMetadata, GGUFStrings, GGUFValue
+from phiggml.gguf_edit import require_local_path
 from phiggml.gguf_value import encode_value
 
 __all__ = ["add_verbs"]
 
 _ASSIGNMENT_HELP = """
-A key that is there keeps its type. The value of another is an integer, a number, true or false,
-[1, 2, 3] or ["a", "b"] (JSON), or else text; KEY:TYPE=VALUE names the type, such as UINT64.
-KEY=@FILE takes the value from a file as it stands there, for example a chat template;
-a text that begins with @ is written @@.
+A key that is there keeps its type. The value of another is an integer (0x10 too), a number, true
+or false, [1, 2, 3] or ["a", "b"] (JSON), or else text; KEY:TYPE=VALUE names the type, such as
+UINT64, and KEY:TYPE[]=[...] an array of it. KEY=@FILE takes the value from a file as it stands
+there, for example a chat template; a text that begins with @ is written @@.
 """
-_INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
+_INTEGER = re.compile(r"[+-]?(\d+|0x[0-9a-f]+)", re.ASCII | re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
+_LONGEST_INTEGER = 30  # characters, of 64 bits with some zeros before them
 _MOST_SHOWN = 60
 
 
@@ -85,8 +89,9 @@ def _add_verb(
 
 
 def _set(arguments: argparse.Namespace) -> int:
-    values: dict[str, Any] = {}
+    values: dict[str, GGUFValue | list[Any]] = {}
     faults: list[str] = []
+    require_local_path(arguments.file)
     with pg.GGUFFile(arguments.file) as file:
         for assignment in arguments.assignments:
             try:
@@ -95,7 +100,7 @@ def _set(arguments: argparse.Namespace) -> int:
                 faults.append(str(error))
                 continue
             if key in values:
-                faults.append(f"key {key!r}: it is set twice.")
+                faults.append(f"key {_shown(key)}: it is set twice.")
             values[key] = value
     if faults:
         raise pg.InputError(f"gguf set: {' '.join(faults)}")
@@ -144,42 +149,58 @@ def _merge(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _assigned(assignment: str, metadata: GGUFMetadata) -> tuple[str, Any]:
-    """A key and its value, of KEY=VALUE or KEY:TYPE=VALUE."""
+def _assigned(assignment: str, metadata: GGUFMetadata) -> tuple[str, GGUFValue | list[Any]]:
+    """A key and its value, of KEY=VALUE, KEY:TYPE=VALUE or KEY:TYPE[]=[...]."""
     name, separator, text = assignment.partition("=")
     if not separator:
-        raise pg.InputError(f"{assignment!r}: it is not of the form KEY=VALUE.")
+        raise pg.InputError(f"{_shown(assignment)}: it is not of the form KEY=VALUE.")
     key, _, type = name.rpartition(":")
-    if not key or name in metadata:
-        key, type = name, ""
-    what = f"key {key!r}"
+    names_type = bool(key) and name not in metadata
+    key = key if names_type else name
+    what = f"key {_shown(key)}"
     from_file = text.startswith("@") and not text.startswith("@@")
     if from_file:
         text = Path(text[1:]).read_bytes().decode("utf-8", "surrogateescape")
     text = text[1:] if text.startswith("@@") else text
-    if type:
-        is_array = type.upper() != "STRING" and text.startswith("[")
-        return key, _parsed(text, GGUFValue("", type).type, is_array, what)
+    if names_type:
+        is_array = type.endswith("[]")
+        type = _checked_type(type.removesuffix("[]"), what)
+        return key, _parsed(text, type, is_array or _is_json_array(text, type), what)
     if key in metadata:
         old = metadata.exact(key)
         return key, _parsed(text, old.type, _is_array(old.value), what)
-    return key, text if from_file else _guessed(text, what)
+    return key, GGUFValue(text, "STRING") if from_file else _guessed(text, what)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}...")
+
+
+def _checked_type(type: str, what: str) -> str:
+    try:
+        return GGUFValue("", type).type
+    except pg.InputError as error:
+        raise pg.InputError(f"{what}: {str(error).removeprefix('GGUFValue: ')}") from error
 
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | GGUFStrings)
 
 
+def _is_json_array(text: str, type: str) -> bool:
+    return type != "STRING" and text.startswith("[")
+
+
 def _parsed(text: str, type: str, is_array: bool, what: str) -> GGUFValue:
     """The value that the text means for a type."""
     kind = f"array of {type}" if is_array else type
     try:
-        value = GGUFValue(_array(text) if is_array else _scalar(text, type), type)
+        value = GGUFValue(_array(text, type) if is_array else _scalar(text, type), type)
         encode_value(value, what)
     except ValueError as error:
-        shown = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
         raise pg.InputError(
-            f"{what}: {shown!r} is no {kind}. Write KEY:TYPE=VALUE to give it another type."
+            f"{what}: {_shown(text)} is no {kind}. "
+            "Write KEY:TYPE=VALUE or KEY:TYPE[]=[...] to give it another type."
         ) from error
     return value
 
@@ -187,14 +208,49 @@ def _parsed(text: str, type: str, is_array: bool, what: str) -> GGUFValue:
 def _scalar(text: str, type: str) -> bool | int | float | str:
     if type == "STRING":
         return text
+    # Files end in a newline.
+    text = text.rstrip("\r\n")
     if type == "BOOL":
         return {"true": True, "false": False}.get(text.lower(), text)
-    return float(text) if type.startswith("FLOAT") else int(text)
+    return _float(text) if type.startswith("FLOAT") else _integer(text)
 
 
-def _array(text: str) -> list[Any]:
+def _integer(text: str) -> int:
+    if not _INTEGER.fullmatch(text) or len(text) > _LONGEST_INTEGER:
+        raise ValueError("no integer")
+    value = int(text, 16 if "x" in text.lower() else 10)
+    if not -(1 << 63) <= value < 1 << 64:
+        raise ValueError("too large for 64 bits")
+    return value
+
+
+def _float(text: str) -> float:
+    if _NO_NUMBER.fullmatch(text):
+        return float(text)
+    if not _NUMBER.fullmatch(text):
+        raise ValueError("no number")
+    return _finite(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("too large for 64 bits")
+    return value
+
+
+def _array(text: str, type: str | None) -> list[Any]:
+    """A JSON array; NaN and Infinity, which JSON has not, only where the type has them."""
+    is_float = type is not None and type.startswith("FLOAT")
+
+    def constant(name: str) -> float:
+        if not is_float:
+            raise ValueError("no number")
+        return float(name)
+
+    parse_int = _finite if is_float else _integer
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=_finite, parse_int=parse_int, parse_constant=constant)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
     if not isinstance(value, list):
@@ -202,22 +258,47 @@ def _array(text: str) -> list[Any]:
     return value
 
 
-def _guessed(text: str, what: str) -> Any:
+def _guessed(text: str, what: str) -> GGUFValue | list[Any]:
     """The value that the text means where nothing says its type."""
-    if text in ("true", "false"):
-        return text == "true"
+    if text.lower() in ("true", "false"):
+        return GGUFValue(text.lower() == "true", "BOOL")
+    if text.startswith("["):
+        return _guessed_array(text, what)
     if _INTEGER.fullmatch(text):
-        return int(text)
+        return _guessed_number(text, ("UINT32", "INT32", "UINT64", "INT64"), what)
     if _NUMBER.fullmatch(text):
-        return float(text)
-    if not text.startswith("["):
-        return text
+        return _guessed_number(text, ("FLOAT32",), what)
+    return GGUFValue(text, "STRING")
+
+
+def _guessed_number(text: str, types: tuple[str, ...], what: str) -> GGUFValue:
+    """The first type that holds it."""
+    for type in types:
+        try:
+            return _parsed(text, type, False, what)
+        except pg.InputError:
+            continue
+    wider = "FLOAT64" if types == ("FLOAT32",) else "STRING"
+    raise pg.InputError(
+        f"{what}: {_shown(text)} is too large for {types[-1]}. Write KEY:{wider}=VALUE, or "
+        "KEY:TYPE=VALUE for another type."
+    )
+
+
+def _guessed_array(text: str, what: str) -> list[Any]:
     try:
-        value = _array(text)
+        elements = _array(text, None)
     except ValueError as error:
         raise pg.InputError(
-            f"{what}: {text!r} is no JSON array. Write KEY:STRING=VALUE for a text."
+            f"{what}: {_shown(text)} is no JSON array. Write KEY:STRING=VALUE for a text."
         ) from error
-    if not value:
-        raise pg.InputError(f"{what}: an empty array has no type. Write KEY:TYPE=[].")
-    return value
+    if not elements:
+        raise pg.InputError(f"{what}: an empty array has no type. Write KEY:TYPE[]=[].")
+    try:
+        encode_value(elements, what)
+    except pg.InputError as error:
+        raise pg.InputError(
+            f"{what}: {_shown(text)} is no array of one type: BOOL, INT32, FLOAT32 or STRING. "
+            "Write KEY:TYPE[]=[...] for another type."
+        ) from error
+    return elements

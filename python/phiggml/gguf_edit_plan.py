@@ -66,7 +66,8 @@ def edit_headers(
         InputError: every fault of the request.
     """
     faults: list[str] = []
-    first = _edit_entries(headers[0], metadata, request, faults)
+    is_whole = len(headers) == 1
+    first = _edit_entries(headers[0], metadata, request, faults, is_whole=is_whole)
     edited = [first, *(EditedHeader(header, 0, ()) for header in headers[1:])]
     edited = _rename_tensors(edited, request.rename_tensors, faults)
     if faults:
@@ -75,10 +76,15 @@ def edit_headers(
 
 
 def _edit_entries(
-    header: Header, metadata: GGUFMetadata, request: EditRequest, faults: list[str]
+    header: Header,
+    metadata: GGUFMetadata,
+    request: EditRequest,
+    faults: list[str],
+    *,
+    is_whole: bool,
 ) -> EditedHeader:
     old = {item.name: item.body for item in header.entries}
-    _check_keys(request, old, faults)
+    _check_keys(request, old, faults, is_whole=is_whole)
     changed: list[str] = []
     entries: list[Item] = []
     for key, body in old.items():
@@ -99,7 +105,8 @@ def _edit_entries(
     changed += [item.name for item in added]
     entries += added
     faults += [
-        f"key {name!r}: there would be two of it. Unset or rename the other in the same call."
+        f"key {name!r}: there would be two of it. "
+        "Unset or rename the other before, or in the same call."
         for name in _repeated(item.name for item in entries)
     ]
     return EditedHeader(
@@ -107,7 +114,9 @@ def _edit_entries(
     )
 
 
-def _check_keys(request: EditRequest, old: Mapping[str, bytes], faults: list[str]) -> None:
+def _check_keys(
+    request: EditRequest, old: Mapping[str, bytes], faults: list[str], *, is_whole: bool
+) -> None:
     for key in (*request.unset, *request.rename):
         if key not in old:
             faults.append(f"key {key!r}: there is none{_near(key, old)}.")
@@ -118,17 +127,21 @@ def _check_keys(request: EditRequest, old: Mapping[str, bytes], faults: list[str
         uses = (key in request.set, key in request.unset, key in request.rename)
         if sum(uses) > 1 or (key in request.set and key in targets):
             faults.append(f"key {key!r}: two edits of it in one call. Keep one.")
-        faults += _faults_of_key(key, only_unset=key in request.unset)
+        faults += _faults_of_key(key, only_unset=key in request.unset, is_whole=is_whole)
 
 
-def _faults_of_key(key: str, *, only_unset: bool) -> list[str]:
+def _faults_of_key(key: str, *, only_unset: bool, is_whole: bool) -> list[str]:
     if key == ALIGNMENT_KEY:
         return [
             f"key {key!r}: the tensors lie where it says, and an edit leaves them there. "
             "Write another file with GGUFWriter to change it."
         ]
-    if str(key).startswith("split."):
-        return [f"key {key!r}: it says how the parts belong together. Use split_gguf, merge_gguf."]
+    # llama-gguf-split leaves them in files that it has merged.
+    if str(key).startswith("split.") and not (only_unset and is_whole):
+        return [
+            f"key {key!r}: it says how the parts belong together. Use split_gguf or merge_gguf "
+            "(phiggml gguf split, merge)."
+        ]
     if key == PADDING_KEY and not only_unset:
         return [f"key {key!r}: it is the room that edits use. It may be unset, not set or renamed."]
     return []
@@ -181,7 +194,7 @@ def _rename_tensors(
             faults.append(f"tensor {new!r}: another part holds one. Rename that in a call before.")
     names = [renames.get(name, name) for name in homes]
     faults += [
-        f"tensor {name!r}: there would be two of it. Rename the other in the same call."
+        f"tensor {name!r}: there would be two of it. Rename the other before, or in the same call."
         for name in _repeated(names)
     ]
     return [_with_renamed_tensors(one, renames) for one in edited]

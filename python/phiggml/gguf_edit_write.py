@@ -4,32 +4,96 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import stat
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from phiggml.atomic_file import AtomicFile
 from phiggml.errors import FormatError
-from phiggml.gguf import GGUFFile
+from phiggml.gguf import GGUFFile, GGUFMetadata
 from phiggml.gguf_edit_plan import EditedHeader
 from phiggml.gguf_header import Header, is_native, layouts, read_header
+from phiggml.gguf_part import aligned
 from phiggml.gguf_patch import Patch, plan_patch
 from phiggml.gguf_piece import blocks_in_pieces
+from phiggml.gguf_replacement import Replacement
 from phiggml.progress import Progress, ProgressCallback
 
-__all__ = ["EditedFile", "changed_meanwhile", "locked"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["EditedFile", "OriginalFile", "RewriteProgress", "changed_meanwhile", "locked"]
 
 _ONE_COPY = 8 << 20
 _MOST_GROWTH = 64 << 10  # of a header, into the zeros that align the data
 _LOCK_SECONDS = 10.0
-_LOCK_POLL_SECONDS = 0.02
-# What file systems answer that cannot lock, or cannot copy.
+_LOCK_POLL_SECONDS = 0.005
+# What file systems answer that cannot lock.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_NO_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+
+
+@dataclass(frozen=True)
+class OriginalFile:
+    """A file before an edit.
+
+    Attributes:
+        path: the file, no link.
+        status: what the file system said before it was read.
+        header: its header, taken apart.
+        old: the bytes of its header, with as much of what aligns the data as an edit in place may
+            fill.
+        data_offset: where its data begin.
+        data_bytes: what they take when the file is written anew.
+        native: whether `old` begins with the bytes of a Header.
+    """
+
+    path: Path
+    status: os.stat_result
+    header: Header
+    old: bytes
+    data_offset: int
+    data_bytes: int
+    native: bool
+
+    @classmethod
+    @contextlib.contextmanager
+    def opening(cls, path: Path) -> Iterator[tuple[OriginalFile, GGUFMetadata]]:
+        """Reads a file's header.
+
+        Yields:
+            The file, and its metadata as they were at the same moment.
+
+        Raises:
+            FormatError: it is no valid GGUF, or changes meanwhile.
+            OSError: it cannot be read.
+        """
+        with path.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            with GGUFFile(stream, follow_split=False) as file:
+                header, native = read_header(file), is_native(file)
+                data_offset = min(file.data_offset, status.st_size)
+                most = min(file.header_end + _MOST_GROWTH, data_offset)
+                old = _read_at(stream.fileno(), 0, most)
+                if native and not old.startswith(header.encode()):
+                    raise changed_meanwhile(os.fspath(path))
+                data_bytes = status.st_size - data_offset if native else _bytes_of_tensors(file)
+                yield (
+                    cls(path, status, header, old, data_offset, data_bytes, native),
+                    file.metadata,
+                )
+
+    def is_current(self, descriptor: int) -> bool:
+        """Whether the open file is still what was read, under the same name."""
+        status = os.fstat(descriptor)
+        return (
+            os.path.samestat(status, self.path.stat())
+            and (status.st_size, status.st_mtime_ns)
+            == (self.status.st_size, self.status.st_mtime_ns)
+            # Clocks of file systems are coarse: what the plan relies on is compared itself.
+            and _read_at(descriptor, 0, len(self.old)) == self.old
+        )
 
 
 @dataclass(frozen=True)
@@ -37,178 +101,147 @@ class EditedFile:
     """A file, and what its header shall become.
 
     Attributes:
-        path: the file, no link.
-        old: its header, with as much of what aligns the data as an edit in place may fill.
-        data_offset: where its data begin.
-        nbytes: its size.
-        native: whether `old` begins with the bytes of a Header.
-        edited: the header to be; the present one until there is an edit.
+        original: the file before.
+        edited: the header to be.
         patch: how to change it in place; None when the file must be written anew.
     """
 
-    path: Path
-    old: bytes
-    data_offset: int
-    nbytes: int
-    native: bool
+    original: OriginalFile
     edited: EditedHeader
-    patch: Patch | None = None
+    patch: Patch | None
 
     @classmethod
-    def opened(cls, path: Path) -> EditedFile:
-        """Reads a file's header.
-
-        Raises:
-            FormatError: it is no valid GGUF, or changes meanwhile.
-            OSError: it cannot be read.
-        """
-        with path.open("rb") as stream, GGUFFile(stream, follow_split=False) as file:
-            header = read_header(file)
-            native = is_native(file)
-            nbytes = os.fstat(stream.fileno()).st_size
-            data_offset = min(file.data_offset, nbytes)
-            old = _read_at(stream.fileno(), 0, min(file.header_end + _MOST_GROWTH, data_offset))
-        if native and not old.startswith(header.encode()):
-            raise changed_meanwhile(os.fspath(path))
-        return cls(path, old, data_offset, nbytes, native, EditedHeader(header, 0, ()))
-
-    def with_edit(self, edited: EditedHeader) -> EditedFile:
-        """The same with another header to be, and how to get there."""
+    def planned(cls, original: OriginalFile, edited: EditedHeader) -> EditedFile:
+        """Finds out how to get there."""
         patch = None
-        if self.native and edited.changed:
-            patch = self._patch(self.edited.header, edited)
-        return replace(self, edited=edited, patch=patch)
+        if original.native and edited.changed:
+            patch = _plan_in_place(original, edited)
+        return cls(original, edited, patch)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.original.path
 
     @property
     def nbytes_to_write(self) -> int:
         """What the edit writes."""
         if self.patch is not None:
             return self.patch.nbytes
-        return self.edited.header.data_offset + self.nbytes - self.data_offset
+        return self.edited.header.data_offset + self.original.data_bytes
+
+    @property
+    def leaves_links_behind(self) -> bool:
+        """Whether the file has other names, which will not lead to the file that is written."""
+        return self.patch is None and self.original.status.st_nlink > 1
 
     def require_writable(self) -> None:
         """Checks that the file may be written to: a rename alone would replace it regardless.
 
         Raises:
-            PermissionError: it may not.
+            PermissionError: it may not, or nothing may be written beside it.
         """
-        if not os.access(self.path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path))
+        wanted = [(self.path, os.W_OK)]
+        if self.patch is None:
+            wanted.append((self.path.parent, os.W_OK | os.X_OK))
+        for path, mode in wanted:
+            if not os.access(path, mode):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    def is_current(self, descriptor: int) -> bool:
-        """Whether the open file is still what was read, under the same name."""
-        status = os.fstat(descriptor)
-        return (
-            os.path.samestat(status, self.path.stat())
-            and status.st_size == self.nbytes
-            and _read_at(descriptor, 0, len(self.old)) == self.old
-        )
-
-    def write(self, descriptor: int, progress: ProgressCallback | None) -> None:
-        """Makes the edit in the open file, or writes another that takes its name."""
+    def prepare(self, descriptor: int, progress: RewriteProgress) -> Replacement | None:
+        """Writes the file that will take this one's place; None where the edit is in place."""
         if self.patch is not None:
-            self.patch.apply(descriptor)
-            return
-        output = _Replacement(self.path.parent)
+            return None
+        output = Replacement(self.path.parent)
         try:
             header = self.edited.header
             output.write(header.encode())
             output.write_zeros(header.data_offset - output.position)
-            if self.native:
-                data = range(self.data_offset, self.nbytes)
-                _copy_data(descriptor, output, data, progress, path=self.path)
+            if self.original.native:
+                _copy_data(descriptor, output, self.original, progress)
             else:
                 _convert_data(descriptor, output, progress)
-            output.permit_as(os.fstat(descriptor))
-            output.publish(self.path, overwrite=True)
+            output.sync()
         except BaseException:
             output.discard()
             raise
+        return output
 
-    def _patch(self, old: Header, edited: EditedHeader) -> Patch | None:
-        for header in layouts(old, edited.header, edited.n_added):
-            new = header.encode()
-            if header.data_offset == old.data_offset and len(new) <= len(self.old):
-                new += bytes(len(self.old) - len(new))
-                patch = plan_patch(
-                    self.old, new, old_padding=old.padding(), new_padding=header.padding()
-                )
-                if patch is not None:
-                    return patch
-        return None
+    def finish(self, descriptor: int, replacement: Replacement | None) -> None:
+        """Changes the open file in place, or gives its name to what was prepared."""
+        if replacement is not None:
+            replacement.permit_as(descriptor)
+            replacement.publish(self.path, overwrite=True)
+        elif self.patch is not None:
+            self.patch.apply(descriptor, os.fspath(self.path))
 
 
-class _Replacement(AtomicFile):
-    """A file that takes another's place, with its permissions and much of its bytes."""
+class RewriteProgress:
+    """Counts what is written, over all files of an edit.
 
-    def permit_as(self, status: os.stat_result) -> None:
-        """Gives it the owner and the permissions of another file, as far as that is allowed."""
-        with contextlib.suppress(PermissionError):
-            os.fchown(self._descriptor, status.st_uid, status.st_gid)
-        os.fchmod(self._descriptor, stat.S_IMODE(status.st_mode))
+    Args:
+        progress: whom to tell, if anyone.
+        total: of the data, in bytes.
+    """
 
-    def copy_from(self, descriptor: int, offset: int, nbytes: int) -> int:
-        """Appends bytes of another file, within the kernel where that can be.
+    def __init__(self, progress: ProgressCallback | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
 
-        Returns:
-            How many: fewer than asked for where that file ends.
-        """
-        copied = 0
-        while copied < nbytes:
-            count = self._copy_some(descriptor, offset + copied, nbytes - copied)
-            if count == 0:
-                break
-            copied += count
-        return copied
+    def add(self, nbytes: int) -> None:
+        """Tells that so much more has been written."""
+        self._done += nbytes
+        if self._progress is not None:
+            self._progress(Progress("rewrite", self._done, self._total))
 
-    def _copy_some(self, descriptor: int, offset: int, nbytes: int) -> int:
-        if hasattr(os, "copy_file_range"):
-            try:
-                count = os.copy_file_range(descriptor, self._descriptor, nbytes, offset)
-            except OSError as error:
-                if error.errno not in _NO_COPY:
-                    raise
-            else:
-                self.position += count
-                return count
-        block = os.pread(descriptor, nbytes, offset)
-        self.write(block)
-        return len(block)
+
+def _bytes_of_tensors(file: GGUFFile) -> int:
+    ends = [tensor.offset + tensor.nbytes for tensor in file.tensors.values()]
+    return aligned(max(ends, default=file.data_offset) - file.data_offset, file.alignment)
+
+
+def _plan_in_place(original: OriginalFile, edited: EditedHeader) -> Patch | None:
+    before = original.header
+    for header in layouts(before, edited.header, edited.n_added):
+        new = header.encode()
+        if header.data_offset == before.data_offset and len(new) <= len(original.old):
+            new += bytes(len(original.old) - len(new))
+            patch = plan_patch(
+                original.old, new, old_padding=before.padding(), new_padding=header.padding()
+            )
+            if patch is not None:
+                return patch
+    return None
 
 
 def _copy_data(
-    descriptor: int,
-    output: _Replacement,
-    data: range,
-    progress: ProgressCallback | None,
-    *,
-    path: Path,
+    descriptor: int, output: Replacement, original: OriginalFile, progress: RewriteProgress
 ) -> None:
-    for start in range(data.start, data.stop, _ONE_COPY):
-        nbytes = min(_ONE_COPY, data.stop - start)
+    end = original.data_offset + original.data_bytes
+    for start in range(original.data_offset, end, _ONE_COPY):
+        nbytes = min(_ONE_COPY, end - start)
         if output.copy_from(descriptor, start, nbytes) < nbytes:
-            raise changed_meanwhile(os.fspath(path))
-        if progress is not None:
-            progress(Progress("rewrite", start + nbytes - data.start, len(data)))
+            raise changed_meanwhile(os.fspath(original.path))
+        progress.add(nbytes)
 
 
-def _convert_data(descriptor: int, output: _Replacement, progress: ProgressCallback | None) -> None:
+def _convert_data(descriptor: int, output: Replacement, progress: RewriteProgress) -> None:
     """Writes tensors as little-endian bytes, each where it lay in the data."""
-    begin = output.position
+    begin = told = output.position
     with (
         os.fdopen(os.dup(descriptor), "rb") as stream,
         GGUFFile(stream, follow_split=False) as file,
     ):
-        tensors = sorted(file.tensors.values(), key=lambda tensor: tensor.offset)
-        done, total = 0, sum(tensor.nbytes for tensor in tensors)
-        for tensor in tensors:
+        for tensor in sorted(file.tensors.values(), key=lambda tensor: tensor.offset):
             output.write_zeros(begin + tensor.offset - file.data_offset - output.position)
             for _, blocks in blocks_in_pieces(tensor):
                 output.write(blocks)
-                done += blocks.nbytes
-                if progress is not None:
-                    progress(Progress("rewrite", done, total))
+                progress.add(output.position - told)
+                told = output.position
         output.write_zeros(-(output.position - begin) % file.alignment)
+        if output.position > told:
+            progress.add(output.position - told)
 
 
 @contextlib.contextmanager
@@ -222,7 +255,7 @@ def locked(path: Path) -> Iterator[int]:
         BlockingIOError: somebody else has held the lock for ten seconds.
         OSError: it cannot be written to.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
     try:
         _lock(descriptor, path)
         yield descriptor
@@ -230,23 +263,33 @@ def locked(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path) -> None:
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise BlockingIOError(
-                    errno.EWOULDBLOCK, "Somebody else holds a lock on it", str(path)
-                ) from error
-            time.sleep(_LOCK_POLL_SECONDS)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            return
-        else:
-            return
+if sys.platform == "win32":
+
+    def _lock(descriptor: int, path: Path) -> None:
+        """Nothing to do: there is no flock here."""
+
+else:
+
+    def _lock(descriptor: int, path: Path) -> None:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise BlockingIOError(
+                        errno.EWOULDBLOCK,
+                        "somebody else holds a lock on it: wait for them, or end the program "
+                        "that edits it",
+                        str(path),
+                    ) from error
+                time.sleep(_LOCK_POLL_SECONDS)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                return
+            else:
+                return
 
 
 def changed_meanwhile(path: str) -> FormatError:

@@ -49,14 +49,31 @@ class Patch:
         """How much is written."""
         return sum(len(span.data) for span in self.spans)
 
-    def apply(self, descriptor: int) -> None:
-        """Writes; each step is durable before the next begins."""
-        for span in self.spans:
-            if span is self.switch:
-                _write_at_once(descriptor, span)
-            else:
-                _write(descriptor, span)
-            os.fsync(descriptor)
+    def apply(self, descriptor: int, path: str) -> None:
+        """Writes; each step is durable before the next begins.
+
+        Args:
+            descriptor: the open file.
+            path: its name, for messages.
+
+        Raises:
+            OSError: the file system refuses. From the switch on the message says that the file may
+                read as the new one.
+        """
+        switched = False
+        try:
+            for span in self.spans:
+                if span is self.switch:
+                    _write_at_once(descriptor, span)
+                    switched = True
+                else:
+                    _write(descriptor, span)
+                os.fsync(descriptor)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if switched:
+                reason += "; the edit was written by then and may stand: look at the file"
+            raise OSError(error.errno, reason, path) from error
 
 
 def plan_patch(old: bytes, new: bytes, *, old_padding: range, new_padding: range) -> Patch | None:
