@@ -14,6 +14,8 @@ import pytest
 import gguf_bytes as gb
 import phiggml as pg
 from command_line import Out, complaint, phiggml
+from phiggml import gguf_extract
+from phiggml.atomic_file import AtomicFile
 from phiggml.gguf_extract import extract_tensor
 
 
@@ -136,6 +138,14 @@ def test_verify(nano_q4: Path, tmp_path: Path, capsys: Out) -> None:
     assert [fault["offset"] for fault in found["faults"]] == [start + 32, start + 64, start + 32]
     assert phiggml("gguf", "verify", tmp_path / "absent.gguf") == 8
     assert "absent.gguf" in complaint(capsys)
+    assert phiggml("gguf", "verify", "https://example.org/x.gguf") == 3
+    assert "Download it." in complaint(capsys)
+
+
+def test_names_of_files_make_no_lines(tmp_path: Path, capsys: Out) -> None:
+    path = written(tmp_path / "x\nfoo: sound.gguf", b"GGUF")
+    assert phiggml("gguf", "verify", path) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 # extract -----------------------------------------------------------------------------------------
@@ -192,6 +202,42 @@ def test_extract_from_both_byte_orders(order: str, tmp_path: Path) -> None:
     written(path, g.gguf([], [g.tensor("t", (8,), gb.F32)], g.pack("8f", *range(8))))
     assert phiggml("gguf", "extract", path, "t", "-o", out) == 0
     assert np.load(out).tolist() == list(range(8))
+
+
+def test_extract_spoils_no_part(nano_q4: Path, tmp_path: Path, capsys: Out) -> None:
+    parts = pg.split_gguf(nano_q4, tmp_path / "nano", max_tensors=14)
+    link = tmp_path / "link.npy"
+    link.symlink_to(parts[1])
+    contents = [path.read_bytes() for path in parts]
+    for out in (*parts, link):
+        for line in (
+            ("gguf", "extract", parts[0], "output_norm.weight", "-o", out),
+            ("inspect", parts[0], "--plot", "output_norm.weight", "-o", out),
+        ):
+            assert phiggml(*line, "--overwrite") == 3
+            assert "a part of it" in complaint(capsys)
+    assert [path.read_bytes() for path in parts] == contents
+
+
+def test_a_failed_extract_discards_its_file(
+    nano_q4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discarded: list[AtomicFile] = []
+
+    class Seen(AtomicFile):
+        def write(self, data: Any) -> None:
+            super().write(data)
+            raise OSError(28, "No space left on device")
+
+        def discard(self) -> None:
+            super().discard()
+            discarded.append(self)
+            assert list(tmp_path.iterdir()) == []
+
+    monkeypatch.setattr(gguf_extract, "AtomicFile", Seen)
+    with pg.GGUFFile(nano_q4) as file, pytest.raises(OSError, match="No space"):
+        extract_tensor(file.tensors["output.weight"], tmp_path / "x.npy")
+    assert len(discarded) == 1
 
 
 def test_extract_refuses(nano_q4: Path, tmp_path: Path, capsys: Out) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,15 @@ import gguf_bytes as gb
 import phiggml as pg
 from command_line import NANO, Out, complaint, phiggml
 from phiggml import cli_histogram
+
+
+def has_matplotlib() -> bool:
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
 
 # the whole file ----------------------------------------------------------------------------------
 
@@ -116,6 +126,43 @@ def test_a_strangers_file(tmp_path: Path, capsys: Out) -> None:
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", capsys.readouterr().out)
 
 
+def test_nothing_forges_lines(tmp_path: Path, capsys: Out) -> None:
+    """Every line begins with what phiggml wrote, and a stranger's value stays on its own."""
+    evil = "phi3\nparameters       7,000,000,000\r\u2028x\u202e"
+    pairs = [
+        gb.pair("general.architecture", gb.STRING, gb.string(evil)),
+        gb.pair("general.name", gb.STRING, gb.string(evil)),
+        gb.pair(f"k{evil}", gb.STRING, gb.string(evil)),
+        gb.strings("s", [evil] * 2),
+        gb.pair("tokenizer.chat_template", gb.STRING, gb.string(f"a\rb\u2028c\td\n{evil}\n")),
+    ]
+    path = tmp_path / "x\nparameters       2.gguf"
+    tensors = [gb.tensor(evil[:30], (8,), gb.F32)]
+    path.write_bytes(gb.gguf(pairs, tensors, bytes(32)))
+    assert phiggml("inspect", path) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert "".join(lines).isprintable()
+    assert [line for line in lines if line.startswith("parameters")] == ["parameters       8"]
+    # 8 facts, of which the template has four lines more; two tables and what parts them.
+    assert len(lines) == 9 + 4 + 1 + (1 + 5) + 1 + (1 + 1) + 1
+    for view in ("--tensor", "--plot"):
+        assert phiggml("inspect", path, view, evil[:30]) == 0
+        lines = capsys.readouterr().out.split("\n")
+        assert "".join(lines).isprintable()
+        assert [line for line in lines if line.startswith("parameters")] == []
+    assert phiggml("inspect", path, "--tensor", evil[:29]) == 3
+    assert complaint(capsys)
+
+
+def test_wide_keys_make_no_wide_table(tmp_path: Path, capsys: Out) -> None:
+    pairs = [gb.number(b"k" * 65535, gb.UINT8, 1)]
+    pairs += [gb.number(f"a{i}", gb.UINT8, 1) for i in range(300)]
+    path = tmp_path / "x.gguf"
+    path.write_bytes(gb.gguf(pairs))
+    assert phiggml("inspect", path) == 0
+    assert len(capsys.readouterr().out) < 50_000
+
+
 # one tensor --------------------------------------------------------------------------------------
 
 
@@ -172,6 +219,10 @@ def test_figures_of_pieces_far_from_zero(tmp_path: Path, capsys: Out) -> None:
     x = np.concatenate([np.zeros(1_100_000), np.linspace(-1, 1, 300_001)])
     with pg.GGUFWriter(tmp_path / "x.gguf") as writer:
         writer.add_tensor("far", x + 1e6)
+        # Mean and deviation of each piece are other than those of all: 0 and 0, 10 and 0.
+        apart = np.repeat([0.0, 10.0], 1 << 20)
+        writer.add_tensor("apart", apart)
+    assert figures(tmp_path / "x.gguf", "apart", capsys)["figures"]["std"] == 5
     found = figures(tmp_path / "x.gguf", "far", capsys)["figures"]
     assert found["std"] == pytest.approx(x.std(), rel=1e-9)
     assert found["mean"] - 1e6 == pytest.approx(x.mean(), abs=1e-9)
@@ -223,6 +274,50 @@ def test_histograms_of_odd_tensors(odd: Path, name: str, says: str, capsys: Out)
     inside = {"some": 2, "none": 0, "one": 6, "huge": 4}[name]
     assert sum(document["counts"]) == inside
     assert all(math.isfinite(edge) for edge in document["edges"])
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0, 1e20, -3e38, 1e-40, 1.7e308, -1.79e308])
+def test_a_single_value_has_bins_around_it(value: float, tmp_path: Path, capsys: Out) -> None:
+    path = tmp_path / "x.gguf"
+    with pg.GGUFWriter(path) as writer:
+        writer.add_tensor("t", np.full(8, value, np.float64))
+    assert phiggml("inspect", path, "--plot", "t", "--bins", "1000", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (sum(document["counts"]), document["below"], document["above"]) == (8, 0, 0)
+    edges = np.array(document["edges"])
+    assert (np.diff(edges) > 0).all()
+    assert edges[0] < value < edges[-1]
+
+
+def test_odd_numbers_give_no_warnings(tmp_path: Path) -> None:
+    """Numbers near infinity, and NaN that signal, which a conversion complains about."""
+    path = tmp_path / "x.gguf"
+    with pg.GGUFWriter(path) as writer:
+        signalling = np.array([0x7F800001, 0, 0xFF800001, 0x3F800000], np.uint32)
+        writer.add_tensor("signalling", signalling.view(np.float32))
+        writer.add_tensor("large", np.full(8, 1e20, np.float32))
+        writer.add_tensor("larger", np.array([-1.7e308, 1.7e308]))
+    out = tmp_path / "x.png"
+    lines = [
+        ("inspect", path, view, name, *more)
+        for name in ("signalling", "large", "larger")
+        for view, more in (
+            ("--tensor", ()),
+            ("--plot", ()),
+            *([("--plot", ("-o", out, "--overwrite"))] if has_matplotlib() else []),
+        )
+    ]
+    code = (
+        "import sys; from phiggml.cli import main\n"
+        f"for line in {[list(map(str, line)) for line in lines]!r}: print(main(line))"
+    )
+    command = [sys.executable, "-W", "always", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    # float64 near its greatest value has axes that nobody can draw: said in a sentence.
+    said = [line for line in done.stderr.splitlines() if not line.startswith("phiggml: inspect: ")]
+    assert said == []
+    codes = [line for line in done.stdout.splitlines() if line in ("0", "3")]
+    assert codes[:-1] == ["0"] * (len(lines) - 1)
 
 
 def counted(counts: list[int]) -> cli_histogram.Histogram:
@@ -282,6 +377,9 @@ def test_a_plot_of_a_model(nano_f16: Path, capsys: Out) -> None:
         (("--plot", "some", "--bins", "0"), 3, "bins"),
         (("--plot", "some", "--bins", "1001"), 3, "bins"),
         (("-o", "x.png"), 3, "--plot"),
+        (("--bins", "5"), 3, "--plot"),
+        (("--log",), 3, "--plot"),
+        (("--log", "--tensor", "some"), 3, "--plot"),
         (("--plot", "blocks"), 5, "Q8_1"),
         (("--plot", "some", "--threads", "0"), 3, "threads"),
     ],
@@ -294,14 +392,6 @@ def test_plots_that_cannot_be(
 
 
 # pictures ----------------------------------------------------------------------------------------
-
-
-def has_matplotlib() -> bool:
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 needs_matplotlib = pytest.mark.skipif(not has_matplotlib(), reason="matplotlib is not installed")

@@ -61,6 +61,27 @@ def test_tables_fit_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert clipped.endswith("b...")
 
 
+def test_no_cell_makes_a_table_wide_or_long() -> None:
+    """A key may have 65,535 bytes, and hold line ends and what turns a line round."""
+    rows = [("k" * 65535, "1"), ("a\nb\r\u2028\u202e\x1b[2J", "2"), ("\n" * 100, "3")]
+    lines = cli_terminal.table(("key", "value"), rows).splitlines()
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= 100 + 2 + 5
+    assert lines[1] == "k" * 97 + "...  1"
+    assert lines[2].split("  ")[0] == "a\\nb\\r\\u2028\\u202e\\x1b[2J"
+    assert "".join(lines).isprintable()
+
+
+def test_what_a_text_may_hold() -> None:
+    """All that str.isprintable refuses is spelled out, but for spaces, and what joins letters."""
+    kept = "a\tb\n\n  \u3000漢\u202f!\xa0\U0001f469\u200d\U0001f680"
+    assert cli_terminal.printable(kept) == kept
+    steering = "\x1b\x9b\r\x85\u2028\u2029\u202e\u2066\u200f\ufeff\udc80\xad\U000e0041"
+    found = cli_terminal.printable(steering)
+    assert found.isprintable()
+    assert found == steering.encode("unicode_escape").decode()
+
+
 @pytest.mark.parametrize(
     ("nbytes", "text"),
     [(999, "999 bytes"), (1000, "1.00 kB"), (2_425_600, "2.43 MB"), (25 * 10**9, "25.00 GB")],

@@ -227,3 +227,19 @@ def test_a_card_reads_as_it_was_written(values: dict[str, str | list[str]]) -> N
         assert not awkward or any(
             not t or not t.isprintable() or ("'" in t and ('"' in t or "\\" in t)) for t in awkward
         )
+
+
+@pytest.mark.parametrize("value", [7, 1.5, True, "text", [1, 2], np.array([1.5])])
+def test_values_of_other_types(value: Any, tmp_path: Path) -> None:
+    """Faults of the tokenizer's kind are told; what is no list of tags or languages is left out."""
+    source = tmp_path / "a.gguf"
+    pg.convert(DATA / KINDS[0], source, "F16")
+    tags = dict.fromkeys(("general.tags", "general.languages"), value)
+    pg.export_checkpoint(changed(source, tmp_path / "b.gguf", tags), tmp_path / "out")
+    head = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "tags:" not in head
+    assert "language:" not in head
+    kind = changed(source, tmp_path / "b.gguf", {f"{KEY}model": value})
+    expected = pg.UnsupportedError if value == "text" else pg.FormatError
+    with pytest.raises(expected, match="tokenizer"):
+        pg.export_checkpoint(kind, tmp_path / "out2")

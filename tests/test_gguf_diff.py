@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,12 @@ def test_one_bit_in_a_late_piece(tmp_path: Path) -> None:
     assert_error(change, expected_error(a, b))
     quick = pg.diff_gguf(tmp_path / "a.gguf", tmp_path / "b.gguf", errors=False)
     assert quick.tensors_changed[0].error is None
+    seen: list[int] = []
+    pg.diff_gguf(
+        tmp_path / "a.gguf", tmp_path / "b.gguf", progress=lambda event: seen.append(event.done)
+    )
+    assert len(seen) > 4
+    assert seen == sorted(seen)
     assert not quick.same
 
 
@@ -260,6 +268,35 @@ def test_results_outlive_the_files(tmp_path: Path) -> None:
         path.unlink()
     assert list(found.metadata_only_a["s"]) == ["a", "b"]
     assert found.metadata_only_b["n"].tolist() == [1]
+    assert isinstance(found.metadata_only_a["s"], list)
+
+
+def test_results_can_be_pickled(tmp_path: Path) -> None:
+    a = [gb.strings("s", ["a", "b"]), gb.strings("gone", ["x"]), V]
+    b = [gb.strings("s", ["a", "c"]), gb.Layout().numbers("v", gb.FLOAT32, [1.5, 3.5])]
+    found = of_metadata(tmp_path, a, b)
+    for path in tmp_path.iterdir():
+        os.truncate(path, 0)  # a view of the mapped file would end the process
+    again = pickle.loads(pickle.dumps(found))
+    assert str(again) == str(found)
+    strings, numbers = again.metadata_changed
+    assert (strings.a, strings.b, again.metadata_only_a) == (
+        ["a", "b"],
+        ["a", "c"],
+        {"gone": ["x"]},
+    )
+    assert (numbers.a.tolist(), numbers.b.tolist()) == ([1.5, 2.5], [1.5, 3.5])
+
+
+def test_arrays_of_both_byte_orders(tmp_path: Path) -> None:
+    g = gb.Layout(3, ">")
+    values = [1, math.nan, 3, 4]
+    a = written(tmp_path / "a.gguf", gb.gguf([gb.Layout().numbers("n", gb.FLOAT32, values)]))
+    values[2] = -3
+    b = written(tmp_path / "b.gguf", g.gguf([g.numbers("n", gb.FLOAT32, values)]))
+    for found in (pg.diff_gguf(a, b), pg.diff_gguf(b, a)):
+        (change,) = found.metadata_changed
+        assert (change.n_different, change.first) == (1, 2)
 
 
 def test_a_strangers_names_stay_on_their_line(tmp_path: Path) -> None:

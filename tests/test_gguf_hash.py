@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 import gguf_bytes as gb
 import phiggml as pg
+from phiggml import gguf_hash
 from phiggml.gguf_hash import HASH_ALGORITHMS
 from phiggml.gguf_manifest import check_manifest, manifest_algorithm, read_manifest
 from phiggml.progress import Progress
@@ -173,14 +176,14 @@ def test_what_a_manifest_tells(tmp_path: Path) -> None:
     found = pg.hash_gguf(path)
     same = found.tensors["a"]
     lines = [
-        f"xxh64     0123456789abcdef  {path}",
+        "xxh64     0123456789abcdef  /some/where/x.gguf",
         f"sha256    {'0' * 64}  other.gguf:a",
         f"sha256    {'0' * 64}  not-{path.name}",
         f"sha256    {same.upper()}  /some/where/x.gguf:a",
-        f"sha256    {same[:-1]}f0  x.gguf:b",
-        f"sha256    {same}  x.gguf:gone",
+        f"sha256    {same[:-1]}f0  /some/where/x.gguf:b",
+        f"sha256    {same}  /some/where/x.gguf:gone",
         "",
-        f"sha256  {found.data}  x.gguf\r",
+        f"sha256  {found.data}  /some/where/x.gguf\r",
     ]
     entries = read_manifest(written(tmp_path / "m", "\n".join(lines)), str(path))
     assert manifest_algorithm(entries, "m", "x") == "sha256"
@@ -228,3 +231,107 @@ def test_hostile_names_stay_on_their_line(tmp_path: Path) -> None:
     assert str(found).replace("\n", "").isprintable()
     entries = read_manifest(written(tmp_path / "m", str(found)), str(path))
     assert [finding.verdict for finding in check_manifest(found, entries)] == ["Ok"] * 9
+
+
+@pytest.mark.parametrize(
+    "name",
+    [" lead.gguf", "a:b.gguf", "trail.gguf ", "x#y.gguf", "a\nb.gguf", "-d.gguf", "é.gguf", "a+b"],
+)
+def test_files_of_odd_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["tail ", " lead", "\r", "a/b:c", "  ", "x  -  Ok"]
+    tensors = [gb.tensor(t, (8,), gb.F32, offset=32 * i) for i, t in enumerate(names)]
+    path = written(Path(name), gb.gguf([], tensors, bytes(192)))
+    found = pg.hash_gguf(path)
+    for ends in ("\n", "\r\n"):
+        manifest = written(tmp_path / "m", str(found).replace("\n", ends))
+        for asked in (str(path), f"else/{name}"):
+            findings = check_manifest(found, read_manifest(manifest, asked))
+            assert [finding.verdict for finding in findings] == ["Ok"] * 8
+
+
+def test_folders_of_odd_names(tmp_path: Path) -> None:
+    """A folder with a colon is taken as it was given; elsewhere it may be a tensor's name."""
+    line = f"sha256    {'0' * 64}  a:b/x.gguf"
+    manifest = written(tmp_path / "m", f"{line}:t\n{line}\n{line}#metadata\n")
+    zeros = dict.fromkeys((":t", "", "#metadata"), "0" * 64)
+    assert read_manifest(manifest, "a:b/x.gguf") == {"sha256": zeros}
+    assert read_manifest(manifest, "x.gguf") == {}
+
+
+def test_names_are_no_patterns(tmp_path: Path) -> None:
+    manifest = written(tmp_path / "m", f"sha256    {'0' * 64}  xAgguf\n")
+    assert read_manifest(manifest, "x.gguf") == {}
+    manifest = written(tmp_path / "m", f"sha256    {'0' * 64}  x.gguf#other\n")
+    assert read_manifest(manifest, "x.gguf") == {}
+
+
+def test_a_tensor_cannot_speak_for_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its line in the manifest of several files looks as if the other lay in a folder."""
+    monkeypatch.chdir(tmp_path)
+    good = written(Path("good.gguf"), gb.gguf([], [gb.tensor("w", (8,), gb.F32)], bytes(32)))
+    tensors = [
+        gb.tensor(name, (8,), gb.F32, offset=32 * i)
+        for i, name in enumerate(("x/good.gguf", "x/good.gguf:w", "good.gguf", "/good.gguf:w"))
+    ]
+    evil = written(Path("evil.gguf"), gb.gguf([], tensors, b"\1" * 128))
+    both = written(tmp_path / "m", f"{pg.hash_gguf(evil)}\n{pg.hash_gguf(good)}\n")
+    for asked in ("good.gguf", "./good.gguf", "x/good.gguf"):
+        found = pg.hash_gguf(good)
+        findings = check_manifest(found, read_manifest(both, asked))
+        assert [finding.verdict for finding in findings] == ["Ok"] * 3, asked
+    findings = check_manifest(pg.hash_gguf(evil), read_manifest(both, str(evil)))
+    assert [finding.verdict for finding in findings] == ["Ok"] * 6
+
+
+def test_files_of_one_name_in_several_folders(tmp_path: Path) -> None:
+    lines = [f"sha256    {'0' * 64}  a/x.gguf", f"sha256    {'1' * 64}  b/x.gguf"]
+    manifest = written(tmp_path / "m", "\n".join(lines))
+    assert read_manifest(manifest, "b/x.gguf") == {"sha256": {"": "1" * 64}}
+    with pytest.raises(pg.InputError, match=r"'a/x\.gguf', 'b/x\.gguf'"):
+        read_manifest(manifest, "c/x.gguf")
+    manifest = written(tmp_path / "m", "\n".join([*lines, f"sha256    {'2' * 64}  b/x.gguf"]))
+    with pytest.raises(pg.FormatError, match="line 3"):
+        read_manifest(manifest, "b/x.gguf")
+
+
+class _LazyExecutor:
+    """Does its work when somebody asks for the result; counts what waits."""
+
+    waiting = most = 0
+
+    def __init__(self, _threads: int) -> None:
+        pass
+
+    def __enter__(self) -> _LazyExecutor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work: Callable[[Any], None], data: Any) -> _LazyExecutor._Future:
+        _LazyExecutor.waiting += 1
+        _LazyExecutor.most = max(_LazyExecutor.most, _LazyExecutor.waiting)
+        return _LazyExecutor._Future(work, data)
+
+    class _Future:
+        def __init__(self, work: Callable[[Any], None], data: Any) -> None:
+            self._work, self._data = work, data
+
+        def result(self) -> None:
+            _LazyExecutor.waiting -= 1
+            self._work(self._data)
+
+
+def test_few_pieces_wait_for_the_other_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = [gb.tensor(f"t{i}", (8,), gb.F32, offset=32 * i) for i in range(30)]
+    data = bytes(range(240)) * 4
+    path = written(tmp_path / "x.gguf", gb.gguf([], tensors, data))
+    monkeypatch.setattr(gguf_hash, "ThreadPoolExecutor", _LazyExecutor)
+    assert pg.hash_gguf(path, threads=2).data == hashlib.sha256(data).hexdigest()
+    assert 1 < _LazyExecutor.most <= 5
+    assert _LazyExecutor.waiting == 0

@@ -387,6 +387,17 @@ def test_a_count_of_tensors_that_is_no_integer(tmp_path, count):
         GGUFFile(write_parts(tmp_path, files)[0])
 
 
+def test_parts_of_several_byte_orders(tmp_path):
+    files = parts()
+    name = "m-00003-of-00003.gguf"
+    big = gb.Layout(order=">")
+    keys = {"split.no": 2, "split.count": 3}
+    pairs = [big.number(key, gb.UINT16, value) for key, value in keys.items()]
+    files[name] = big.gguf(pairs, [big.tensor("d", (8,), gb.F32)], bytes(32))
+    with pytest.raises(FormatError, match="byte order"):
+        GGUFFile(write_parts(tmp_path, files)[0])
+
+
 def test_parts_that_are_missing_or_renamed(tmp_path):
     paths = write_parts(tmp_path, parts())
     renamed = paths[0].rename(tmp_path / "model.gguf")

@@ -125,6 +125,8 @@ def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
         verify_gguf("a\0b")
     with pytest.raises(pg.InputError, match="threads"):
         verify_gguf(tmp_path, threads=0)
+    with pytest.raises(pg.InputError, match="Download it"):
+        verify_gguf("https://example.org/x.gguf")
 
 
 # layout ------------------------------------------------------------------------------------------
@@ -289,7 +291,9 @@ def test_integers_have_nothing_to_check(tmp_path: Path) -> None:
     for kind in (gb.I8, gb.I32, gb.I64):
         size = 64 // {gb.I8: 1, gb.I32: 4, gb.I64: 8}[kind]
         path = written(tmp_path / "x.gguf", gb.gguf([], [gb.tensor("t", (size,), kind)], data))
-        assert verify_gguf(path).ok
+        seen: list[Progress] = []
+        assert verify_gguf(path, progress=seen.append).ok
+        assert seen == [Progress("verify", 0, 0)]  # nothing is read
 
 
 QUANTIZED = [t for t in pg.quant_types() if t.block_size > 1]
@@ -348,6 +352,33 @@ def test_scales_over_quants_of_zero(type: str, offset: int, scale: int, tmp_path
     assert "block 1 of row 1." in fault.message
 
 
+@pytest.mark.parametrize(
+    ("type", "offset", "scale"),
+    # block_q8_1 has two half-precision scales, block_q8_K one of single precision.
+    [
+        *(("Q8_1", offset, scale) for offset in (0, 2) for scale in (b"\0\x7c", b"\1\xfe")),
+        ("Q8_K", 0, struct.pack("<f", -math.inf)),
+        ("Q8_K", 0, struct.pack("<f", math.nan)),
+    ],
+)
+def test_scales_of_types_that_are_no_numbers(
+    type: str, offset: int, scale: bytes, tmp_path: Path
+) -> None:
+    quant_type = pg.QuantType(type)
+    data = bytearray(b"\xff" * 6 * quant_type.block_bytes)  # sound quants, whose bits are NaN's
+    for i in range(6):
+        start = i * quant_type.block_bytes
+        data[start : start + 4] = bytes(4)
+    tensors = [gb.tensor("t", (3 * quant_type.block_size, 2), quant_type.id)]
+    path = tmp_path / "x.gguf"
+    assert verify_gguf(written(path, gb.gguf([], tensors, padded(data)))).ok
+    at = 4 * quant_type.block_bytes + offset
+    data[at : at + len(scale)] = scale
+    fault = one(written(path, gb.gguf([], tensors, padded(data))))
+    assert "1 of its 6 blocks have scales" in fault.message
+    assert "block 1 of row 1." in fault.message
+
+
 @pytest.mark.parametrize(("exponent", "quants", "ok"), [(0xFF, 0, False), (0xFE, 0x11, True)])
 def test_exponents_of_mxfp4(exponent: int, quants: int, ok: bool, tmp_path: Path) -> None:
     """OCP MX: 0xFF is NaN, though ggml computes with it; 0xFE overflows with large quants only."""
@@ -374,6 +405,17 @@ def test_rows_longer_than_a_piece(type: str, tmp_path: Path) -> None:
     assert place in fault.message
     start = path.stat().st_size - len(padded(data.tobytes()))
     assert fault.offset == start + data.size - quant_type.block_bytes
+
+
+def test_two_pieces_at_fault(tmp_path: Path) -> None:
+    """The first fault of the first piece is told, and all are counted."""
+    values = np.zeros((2049, 1024), np.float32)
+    values[3, 4] = values[2048, 5] = np.nan
+    values[1024, 0] = np.inf
+    content = gb.gguf([], [gb.tensor("t", (1024, 2049), gb.F32)], values.tobytes())
+    message = one(written(tmp_path / "x.gguf", content)).message
+    assert "2 of its 2,098,176 numbers are NaN and 1 are infinite" in message
+    assert "the first is [3, 4]." in message
 
 
 def test_data_are_left_alone_when_told_so(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import gguf_bytes as gb
+import phiggml as pg
 from phiggml.gguf_verify import verify_gguf
 
 THREE = gb.number("split.tensors.count", gb.INT32, 3)
@@ -120,3 +121,51 @@ def test_a_whole_model_may_have_a_name_like_a_part(tmp_path: Path) -> None:
     path = tmp_path / "m-00001-of-00002.gguf"
     path.write_bytes(content)
     assert verify_gguf(path).ok
+
+
+COUNTS = [
+    *(gb.number("split.count", gb.BOOL, value) for value in (0, 1)),
+    gb.number("split.count", gb.FLOAT32, 2),
+    gb.number("split.count", gb.UINT64, 1 << 63),
+    gb.number("split.count", gb.INT32, -1),
+    gb.pair("split.count", gb.STRING, gb.string("2")),
+    gb.Layout().numbers("split.count", gb.UINT16, [2]),
+    gb.Layout().numbers("split.count", gb.UINT16, []),
+    gb.strings("split.count", ["2"]),
+]
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "m-00001-of-00001.gguf", "m-00001-of-00002.gguf"])
+@pytest.mark.parametrize("count", COUNTS, ids=range(len(COUNTS)))
+def test_counts_of_other_types(count: bytes, name: str, tmp_path: Path) -> None:
+    """What GGUFFile refuses is never sound."""
+    path = tmp_path / name
+    tensors = [gb.tensor("t", (8,), gb.F32)]
+    path.write_bytes(gb.gguf([gb.number("split.no", gb.UINT16, 0), count], tensors, bytes(32)))
+    try:
+        pg.GGUFFile(path).close()
+    except (pg.FormatError, FileNotFoundError):
+        faults = verify_gguf(path).faults
+        assert faults
+        assert not any(str(tmp_path) in fault.message for fault in faults)
+    else:
+        assert verify_gguf(path).ok
+
+
+def test_parts_of_both_byte_orders(tmp_path: Path) -> None:
+    g = gb.Layout(3, ">")
+    pairs = [g.number("split.no", gb.UINT16, 1), g.number("split.count", gb.UINT16, 2)]
+    big = g.gguf(pairs, [g.tensor("c", (8,), gb.F32)], bytes(32))
+    paths = split_model(tmp_path, part(0, 2, "ab"), big)
+    for path in paths:
+        (fault,) = verify_gguf(path).faults
+        assert "big-endian" in fault.message
+
+
+def test_names_of_parts_make_no_lines(tmp_path: Path) -> None:
+    paths = split_model(tmp_path, part(0, 2, "ab"), part(1, 2, "c", no=b""))
+    evil = [path.rename(path.with_name(f"x\n{path.name}: sound")) for path in paths]
+    evil = [path.rename(str(path).removesuffix(": sound")) for path in evil]
+    found = verify_gguf(evil[0])
+    assert not found.ok
+    assert len(str(found).splitlines()) == len(found.faults) + 1

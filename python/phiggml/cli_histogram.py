@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ __all__ = ["Histogram", "TensorFigures", "bars", "histogram", "tensor_figures", 
 _DEVIATIONS = 4.0
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _LEAST_WIDTH = 8
+# Bins around a single value: far enough apart for float64 and for float32.
+_HALF_SHARE = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def _pieces(
 ) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
     """The numbers, and those of them that are finite."""
     for _, blocks in blocks_in_pieces(tensor):
-        values = numbers(blocks, tensor.type, threads).reshape(-1).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # of NaN that signal
+            values = numbers(blocks, tensor.type, threads).reshape(-1).astype(np.float64)
         finite = np.isfinite(values)
         yield values, values if finite.all() else values[finite]
 
@@ -146,7 +150,8 @@ def _edges(figures: TensorFigures, n_bins: int) -> npt.NDArray[np.float64]:
     if math.isfinite(mean) and math.isfinite(std):
         low, high = max(low, mean - _DEVIATIONS * std), min(high, mean + _DEVIATIONS * std)
     if low >= high:
-        low, high = low - 0.5, low + 0.5
+        half = max(0.5, abs(low) * _HALF_SHARE)
+        low, high = max(low - half, -sys.float_info.max), min(low + half, sys.float_info.max)
     share = np.linspace(0.0, 1.0, n_bins + 1)
     edges: npt.NDArray[np.float64] = low * (1.0 - share) + high * share
     return edges
@@ -210,7 +215,23 @@ def write_picture(found: Histogram, path: Path, title: str, *, log: bool, overwr
             "inspect: pictures are drawn by matplotlib, which is not installed. "
             "Install it: pip install phiggml[plot]. Without -o, bars are drawn as text."
         ) from error
-    figure = figure_class(figsize=(8, 4.5), layout="constrained")
+    try:
+        with warnings.catch_warnings():
+            # Of letters in a stranger's name that no font has, and of numbers near infinity.
+            warnings.simplefilter("ignore")
+            figure = figure_class(figsize=(8, 4.5), layout="constrained")
+            picture = _drawn(figure, found, title, log=log, format=path.suffix[1:] or "png")
+    except (ValueError, OverflowError) as error:
+        raise pg.InputError(f"inspect: {path}: {error}.") from error
+    file = AtomicFile(path.parent)
+    try:
+        file.write(picture)
+        file.publish(path, overwrite=overwrite)
+    finally:
+        file.discard()
+
+
+def _drawn(figure: Any, found: Histogram, title: str, *, log: bool, format: str) -> bytes:
     axes = figure.add_subplot()
     axes.stairs(found.counts, found.edges, fill=True, color="#4477aa")
     axes.set_yscale("symlog" if log else "linear")
@@ -220,15 +241,5 @@ def write_picture(found: Histogram, path: Path, title: str, *, log: bool, overwr
     axes.set_ylabel(f"numbers per bin of {found.edges[1] - found.edges[0]:.3g}")
     axes.set_title(title, parse_math=False)
     picture = io.BytesIO()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of letters in a stranger's name that no font has
-            figure.savefig(picture, format=path.suffix[1:] or "png", dpi=150)
-    except ValueError as error:
-        raise pg.InputError(f"inspect: {path}: {error}.") from error
-    file = AtomicFile(path.parent)
-    try:
-        file.write(np.frombuffer(picture.getvalue(), np.uint8))
-        file.publish(path, overwrite=overwrite)
-    finally:
-        file.discard()
+    figure.savefig(picture, format=format, dpi=150)
+    return picture.getvalue()

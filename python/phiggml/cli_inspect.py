@@ -15,16 +15,15 @@ import numpy as np
 
 import phiggml as pg
 from phiggml.cli_histogram import Histogram, bars, histogram, tensor_figures, write_picture
-from phiggml.cli_terminal import say, say_json, size, table
+from phiggml.cli_terminal import say, say_json, say_table, size
 from phiggml.gguf import GGUFStrings
+from phiggml.gguf_extract import require_other_file
 from phiggml.gguf_piece import has_numbers
-from phiggml.gguf_text import one_line, shown_shape
+from phiggml.gguf_text import escaped, one_line, shown_shape, shown_value
 from phiggml.runtime import thread_count
 
 __all__ = ["add_inspect", "json_value", "tensor_named"]
 
-_MOST_CHARACTERS = 60
-_MOST_ELEMENTS = 4
 _MOST_TEMPLATE_LINES = 4
 _TEMPLATE_WIDTH = 60
 _MOST_BINS = 1000
@@ -53,6 +52,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
         raise pg.InputError(f"inspect: bins is {arguments.bins}: it must be 1 to {_MOST_BINS}.")
     if arguments.out is not None and arguments.plot is None:
         raise pg.InputError("inspect: -o is for the picture of --plot NAME. Name a tensor.")
+    if (arguments.bins is not None or arguments.log) and arguments.plot is None:
+        raise pg.InputError("inspect: --bins and --log are for --plot NAME. Name a tensor.")
     with pg.GGUFFile(arguments.file) as file:
         if arguments.plot is not None:
             _plot(tensor_named(file, arguments.plot, "inspect"), arguments)
@@ -74,7 +75,7 @@ def tensor_named(file: pg.GGUFFile, name: str, operation: str) -> pg.GGUFTensor:
     tensor = file.tensors.get(name)
     if tensor is None:
         similar = difflib.get_close_matches(name, file.tensors, n=3)
-        meant = f" Did you mean {', '.join(similar)}?" if similar else ""
+        meant = f" Did you mean {', '.join(map(one_line, similar))}?" if similar else ""
         raise pg.InputError(f"{operation}: {file.path}: it has no tensor {name!r}.{meant}")
     return tensor
 
@@ -166,19 +167,21 @@ def _tell(file: pg.GGUFFile) -> None:
     ]
     _say_facts(rows)
     say()
-    metadata = [(key, _shortened(value)) for key, value in file.metadata.items()]
-    say(table(("metadata", "value"), metadata))
+    metadata = [
+        (one_line(key), shown_value(value, quoted=False)) for key, value in file.metadata.items()
+    ]
+    say_table(("metadata", "value"), metadata)
     say()
     tensors = [
-        (tensor.name, shown_shape(tensor.shape), str(tensor.type), f"{tensor.nbytes:,}")
+        (one_line(tensor.name), shown_shape(tensor.shape), str(tensor.type), f"{tensor.nbytes:,}")
         for tensor in file.tensors.values()
     ]
-    say(table(("tensor", "shape", "type", "bytes"), tensors, right=(3,)))
+    say_table(("tensor", "shape", "type", "bytes"), tensors, right=(3,))
 
 
 def _say_facts(rows: list[tuple[str, str]]) -> None:
     for label, value in rows:
-        say(f"{label:<15}  {value}")
+        say(f"{label:<15}  {escaped(value)}")
 
 
 def _labelled(label: str, lines: list[str]) -> list[tuple[str, str]]:
@@ -215,18 +218,7 @@ def _n_of(count: int, noun: str) -> str:
 
 
 def _or_dash(value: Any) -> str:
-    return "-" if value is None else _shortened(value)
-
-
-def _shortened(value: Any) -> str:
-    if isinstance(value, np.ndarray | GGUFStrings):
-        first = ", ".join(_shortened(value[i]) for i in range(min(len(value), _MOST_ELEMENTS)))
-        # The count comes first: a narrow terminal cuts off the end.
-        return f"[{first}]" if len(value) <= _MOST_ELEMENTS else f"{len(value):,}: [{first}, ...]"
-    text = f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
-    if len(text) <= _MOST_CHARACTERS:
-        return text
-    return f"{len(text):,} characters: {text[:_MOST_CHARACTERS]}..."
+    return "-" if value is None else shown_value(value, quoted=False)
 
 
 # one tensor --------------------------------------------------------------------------------------
@@ -267,11 +259,12 @@ def _plot(tensor: pg.GGUFTensor, arguments: argparse.Namespace) -> None:
     title = f"{one_line(tensor.name)}: {tensor.type}, {shown_shape(tensor.shape)}"
     if arguments.out is not None:
         path = Path(arguments.out)
+        require_other_file(path, tensor, "inspect")
         write_picture(found, path, title, log=arguments.log, overwrite=arguments.overwrite)
     if arguments.json:
         say_json(_histogram_document(tensor, found))
     elif arguments.out is not None:
-        say(f"{arguments.out}: {title}")
+        say(f"{one_line(arguments.out)}: {title}")
     else:
         say(f"{title}{', bars by the logarithm of the count' if arguments.log else ''}")
         for line in bars(found, log=arguments.log):

@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from phiggml.gguf_text import escaped
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -24,19 +26,25 @@ __all__ = [
     "printable",
     "say",
     "say_json",
+    "say_table",
     "size",
     "table",
 ]
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# What a text may hold beside what str.isprintable takes: the spaces of other scripts, and what
+# joins letters or parts them, which some languages cannot be written without.
+_IN_TEXT = (
+    "\t\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u200c\u200d\u202f\u205f\u3000"
+)
+_MOST_CELL_CHARACTERS = 100
 # Work that is done sooner needs no bar.
 _BAR_AFTER_SECONDS = 0.3
 
 
 def printable(text: str) -> str:
-    """The text with control characters spelled out: names and answers are strangers'."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """The lines with what cannot be printed spelled out: names and answers are strangers'."""
+    return "\n".join(escaped(line, kept=_IN_TEXT) for line in text.split("\n"))
 
 
 def say(text: str = "") -> None:
@@ -82,20 +90,37 @@ def parse_size(text: str) -> int:
 def table(
     heading: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = ()
 ) -> str:
-    """Columns of text; those numbered in `right` are set to the right. Fits the terminal."""
-    lines = [[printable(cell).replace("\n", " ") for cell in row] for row in [heading, *rows]]
+    """Columns of text; those numbered in `right` are set to the right. Fits the terminal.
+
+    What is too long for a cell is cut off, and nothing in it makes another line.
+    """
+    return "\n".join(_table_lines(heading, rows, right))
+
+
+def say_table(
+    heading: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = ()
+) -> None:
+    """Writes a table to stdout, line by line."""
+    for line in _table_lines(heading, rows, right):
+        say(line)
+
+
+def _table_lines(
+    heading: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int]
+) -> Iterator[str]:
+    lines = [[_cell(cell) for cell in row] for row in [heading, *rows]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heading))]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    return "\n".join(
-        _clipped(
-            "  ".join(
-                cell.rjust(widths[i]) if i in right else cell.ljust(widths[i])
-                for i, cell in enumerate(line)
-            ).rstrip(),
-            width,
+    for line in lines:
+        padded = (
+            cell.rjust(widths[i]) if i in right else cell.ljust(widths[i])
+            for i, cell in enumerate(line)
         )
-        for line in lines
-    )
+        yield _clipped("  ".join(padded).rstrip(), width)
+
+
+def _cell(text: str) -> str:
+    return _clipped(escaped(text[: _MOST_CELL_CHARACTERS + 1]), _MOST_CELL_CHARACTERS)
 
 
 class _Event(Protocol):

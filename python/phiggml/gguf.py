@@ -13,14 +13,12 @@ from phiggml import _core
 from phiggml.errors import InputError
 from phiggml.gguf_byte_order import little_endian_bytes
 from phiggml.gguf_origin import OpenPart, Origin, open_part, open_parts
+from phiggml.gguf_piece import PLAIN_DTYPES
 from phiggml.gguf_value import GGUFStrings, GGUFValue, encode_value
 from phiggml.gguf_writer import GGUFWriter
 from phiggml.quant import QuantType, dequantize
 
 __all__ = ["GGUFFile", "GGUFMetadata", "GGUFStrings", "GGUFTensor", "GGUFValue", "GGUFWriter"]
-
-# Tensors of these hold numbers that numpy has a dtype for, and that nobody quantizes.
-_PLAIN_DTYPES = {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F64": "<f8"}
 
 
 class GGUFFile:
@@ -240,7 +238,7 @@ class GGUFTensors(Mapping[str, "GGUFTensor"]):
         self._tensors: dict[str, GGUFTensor] = {}
         for number, part in enumerate(owner._open_parts()):
             for index in range(part.core.n_tensors):
-                tensor = GGUFTensor(owner, part, number, index)
+                tensor = GGUFTensor(owner, part, number, index=index)
                 self._tensors[tensor.name] = tensor
 
     def __getitem__(self, name: str) -> GGUFTensor:
@@ -276,7 +274,7 @@ class GGUFTensor:
 
     __slots__ = ("_index", "_owner", "_part", "name", "nbytes", "offset", "path", "shape", "type")
 
-    def __init__(self, owner: GGUFFile, part: OpenPart, number: int, index: int) -> None:
+    def __init__(self, owner: GGUFFile, part: OpenPart, number: int, *, index: int) -> None:
         self._owner = owner
         self._part = number
         self._index = index
@@ -392,7 +390,7 @@ class GGUFTensor:
         Cost:
             One pass on all threads without the GIL; none for the views.
         """
-        dtype = _PLAIN_DTYPES.get(self.type)
+        dtype = PLAIN_DTYPES.get(self.type)
         if dtype is not None:
             return self.data.view(dtype).reshape(self.shape)
         return dequantize(self.data, self.type).reshape(self.shape)

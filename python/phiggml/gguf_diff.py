@@ -30,7 +30,7 @@ class GGUFMetadataChange:
 
     Attributes:
         key: its name.
-        a: the value in A, decoded.
+        a: the value in A, decoded; an array of strings as a list.
         b: the value in B.
         type_a: the type in A, such as "UINT32" or "STRING[32064]".
         type_b: the type in B.
@@ -205,7 +205,7 @@ def _common(a: Mapping[str, GGUFTensor], b: Collection[str]) -> list[GGUFTensor]
 
 
 def _only(a: GGUFMetadata, b: GGUFMetadata) -> dict[str, Any]:
-    return {key: a[key] for key in a if key not in b and key != PADDING_KEY}
+    return {key: _copied(a[key]) for key in a if key not in b and key != PADDING_KEY}
 
 
 def _only_described(a: GGUFFile, b: GGUFFile) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -216,21 +216,29 @@ def _only_described(a: GGUFFile, b: GGUFFile) -> dict[str, tuple[str, tuple[int,
 def _metadata_changes(a: GGUFMetadata, b: GGUFMetadata) -> Iterator[GGUFMetadataChange]:
     for key in a:
         if key in b and key != PADDING_KEY and a.encoded(key) != b.encoded(key):
-            old, new = a.exact(key), b.exact(key)
-            n_different, first = _elements(old.value, new.value)
+            exact = a.exact(key), b.exact(key)
+            old, new = (_copied(value.value) for value in exact)
+            n_different, first = _elements(old, new)
             yield GGUFMetadataChange(
                 key,
-                old.value,
-                new.value,
-                _typed(old.type, old.value),
-                _typed(new.type, new.value),
+                old,
+                new,
+                _typed(exact[0].type, old),
+                _typed(exact[1].type, new),
                 n_different,
                 first,
             )
 
 
+def _copied(value: Any) -> Any:
+    """A metadata value that needs no file: arrays of strings as lists."""
+    if isinstance(value, GGUFStrings):
+        return list(value)
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
 def _is_array(value: Any) -> bool:
-    return isinstance(value, GGUFStrings | np.ndarray)
+    return isinstance(value, list | np.ndarray)
 
 
 def _typed(type: str, value: Any) -> str:

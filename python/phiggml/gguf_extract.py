@@ -16,7 +16,7 @@ from phiggml.gguf_piece import blocks_in_pieces, numbers, numbers_dtype
 from phiggml.progress import Progress
 from phiggml.runtime import thread_count
 
-__all__ = ["extract_tensor"]
+__all__ = ["extract_tensor", "require_other_file"]
 
 
 def extract_tensor(
@@ -42,7 +42,7 @@ def extract_tensor(
         The dtype that was written: float32; of I8 ... I64 and F64 their own; uint8 of raw bytes.
 
     Raises:
-        InputError: `out` is the GGUF file itself, or no regular file.
+        InputError: `out` is the GGUF file itself or another part of it, or no regular file.
         UnsupportedError: nothing turns the type into numbers.
         FileExistsError: `out` exists and overwrite is False.
 
@@ -61,7 +61,8 @@ def extract_tensor(
         (256,)
     """
     path = Path(out)
-    _check_target(path, tensor, overwrite=overwrite)
+    require_writable_name(path, overwrite=overwrite)
+    require_other_file(path, tensor, "extract")
     dtype = np.dtype(np.uint8) if raw else numbers_dtype(tensor.type)
     if dtype is None:
         raise UnsupportedError(
@@ -95,11 +96,18 @@ def _write_data(
             progress(Progress("extract", done, tensor.nbytes))
 
 
-def _check_target(path: Path, tensor: GGUFTensor, *, overwrite: bool) -> None:
-    require_writable_name(path, overwrite=overwrite)
-    source = Path(tensor.path)
-    if path.exists() and source.exists() and path.samefile(source):
-        raise InputError(f"extract: {path}: it is the GGUF file itself. Write to another file.")
+def require_other_file(path: Path, tensor: GGUFTensor, operation: str) -> None:
+    """Checks that writing to a file spoils no part of the model that a tensor is read from.
+
+    Raises:
+        InputError: it would.
+    """
+    for source in map(Path, tensor._owner.paths):
+        if path.exists() and source.exists() and path.samefile(source):
+            raise InputError(
+                f"{operation}: {path}: it is the GGUF file itself, or a part of it. "
+                "Write to another file."
+            )
 
 
 def _shape(tensor: GGUFTensor, *, raw: bool) -> tuple[int, ...]:

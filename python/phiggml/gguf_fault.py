@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from phiggml.gguf_text import escaped
+
 __all__ = ["GGUFFault"]
 
 
@@ -24,4 +26,5 @@ class GGUFFault:
     path: str = ""
 
     def __str__(self) -> str:
-        return self.message if self.offset is None else f"byte {self.offset}: {self.message}"
+        message = escaped(self.message)
+        return message if self.offset is None else f"byte {self.offset}: {message}"

@@ -14,7 +14,9 @@ from phiggml.gguf_text import one_line
 
 __all__ = ["ManifestFinding", "check_manifest", "manifest_algorithm", "read_manifest"]
 
-_LINE = re.compile(r"(\w+)\s+([0-9a-fA-F-]+)\s+(\S.*)")
+# What follows the second gap may itself begin or end with blanks.
+_LINE = re.compile(r"(\w+) {2,}([0-9a-fA-F-]+) {2}(.+)")
+_MOST_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -43,24 +45,65 @@ def read_manifest(path: str | os.PathLike[str], file: str) -> dict[str, dict[str
         algorithm -> (":TENSOR", "" for all data, or "#metadata") -> hash.
 
     Raises:
-        FormatError: a line that is none of a manifest.
+        FormatError: a line that is none of a manifest, or two that disagree.
+        InputError: it has hashes of several files of this name, none of them by this path.
         OSError: it cannot be read.
     """
-    name = re.escape(one_line(Path(file).name))
-    of_file = re.compile(rf"(?:.*?/)?{name}((?:[:#].*)?)")
-    found: dict[str, dict[str, str]] = {}
-    text = Path(path).read_text("utf-8", "surrogateescape")
+    manifest = os.fspath(path)
+    of_folders: dict[str, dict[str, dict[str, str]]] = {}
+    place = _Place(file)
+    text = Path(path).read_bytes().decode("utf-8", "surrogateescape")
     for number, line in enumerate(text.split("\n"), 1):
-        parsed = _LINE.fullmatch(line.rstrip())
+        parsed = _LINE.fullmatch(line.removesuffix("\r"))
         if parsed is None and line.strip():
             raise FormatError(
-                f"hash: {os.fspath(path)}: line {number} is no hash of a manifest: {line[:80]!r}.",
-                path=os.fspath(path),
+                f"hash: {manifest}: line {number} is no hash of a manifest: {line[:80]!r}.",
+                path=manifest,
             )
-        place = of_file.fullmatch(parsed[3]) if parsed is not None else None
-        if parsed is not None and place is not None:
-            found.setdefault(parsed[1], {}).setdefault(place[1], parsed[2].lower())
+        at = None if parsed is None else place.of(parsed[3])
+        if parsed is None or at is None:
+            continue
+        folder, suffix = at
+        hashes = of_folders.setdefault(folder, {}).setdefault(parsed[1], {})
+        digest = parsed[2].lower()
+        if hashes.setdefault(suffix, digest) != digest:
+            raise FormatError(
+                f"hash: {manifest}: line {number} is another hash of what an earlier line has: "
+                f"{parsed[3][:80]!r}.",
+                path=manifest,
+            )
+    if place.folder in of_folders or not of_folders:
+        return of_folders.get(place.folder, {})
+    if len(of_folders) > 1:
+        names = ", ".join(repr(folder + place.name) for folder in list(of_folders)[:_MOST_NAMES])
+        raise InputError(
+            f"hash: {manifest}: it has hashes of {len(of_folders)} files of this name: {names}. "
+            "Give the file's path as it stands there."
+        )
+    (found,) = of_folders.values()
     return found
+
+
+class _Place:
+    """Which lines of a manifest are about a file.
+
+    Attributes:
+        folder: the file's, as given; "" or ending in a slash.
+        name: without the folder.
+    """
+
+    def __init__(self, file: str) -> None:
+        path = one_line(file)
+        self.folder, self.name = path[: path.rfind("/") + 1], path[path.rfind("/") + 1 :]
+        suffix = r"(|#metadata|:.*)"
+        self._exact = re.compile(rf"({re.escape(self.folder)}){re.escape(self.name)}{suffix}")
+        # A folder with a colon may as well be another file's name and a tensor's.
+        self._elsewhere = re.compile(rf"((?:[^:]*/)?){re.escape(self.name)}{suffix}")
+
+    def of(self, what: str) -> tuple[str, str] | None:
+        """The folder and the suffix of a line about this file, or one of its name."""
+        found = self._exact.fullmatch(what) or self._elsewhere.fullmatch(what)
+        return None if found is None else (found[1], found[2])
 
 
 def manifest_algorithm(entries: dict[str, dict[str, str]], manifest: str, file: str) -> str:

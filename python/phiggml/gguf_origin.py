@@ -140,6 +140,12 @@ def open_parts(given: OpenPart) -> tuple[OpenPart, ...]:
                     f"{count}. Fetch the parts of one model.",
                     path=part.name,
                 )
+            if part.core.is_big_endian != parts[0].core.is_big_endian:
+                raise FormatError(
+                    f"{part.name}: its byte order is not that of {parts[0].name}. "
+                    "Fetch the parts of one model.",
+                    path=part.name,
+                )
         _check_tensors(parts)
     except BaseException:
         for part in (given, *parts):

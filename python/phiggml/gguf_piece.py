@@ -15,7 +15,17 @@ from phiggml.quant_type import QuantType
 if TYPE_CHECKING:
     from phiggml.gguf import GGUFTensor
 
-__all__ = ["blocks_in_pieces", "has_numbers", "numbers", "numbers_dtype", "piece_bounds"]
+__all__ = [
+    "PLAIN_DTYPES",
+    "blocks_in_pieces",
+    "has_numbers",
+    "numbers",
+    "numbers_dtype",
+    "piece_bounds",
+]
+
+# Types whose data are numbers that numpy has a dtype for, and that nobody quantizes.
+PLAIN_DTYPES = {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F64": "<f8"}
 
 # A multiple of every block: few enough for some float64 copies of a piece, enough for all threads.
 _MOST_NUMBERS = 1 << 20
@@ -47,17 +57,11 @@ def blocks_in_pieces(tensor: GGUFTensor) -> Iterator[tuple[int, npt.NDArray[np.u
         OSError: it cannot be read.
 
     Cost:
-        Rows are copied from the file one piece at a time. Of a row that is longer than a piece,
-        the parts are views of `tensor.data`.
+        Each piece is copied from the file; should it become shorter, no mapping is touched.
     """
     size, nbytes = tensor.type.block_size, tensor.type.block_bytes
-    row = tensor.shape[-1] if tensor.shape else 1
-    whole = tensor.data.reshape(-1) if row > _MOST_NUMBERS else None
     for start, stop in piece_bounds(tensor.shape):
-        if whole is None:
-            data = tensor.read_rows(start // row, stop // row)
-        else:
-            data = whole[start // size * nbytes : stop // size * nbytes]
+        data = tensor.read_bytes(start // size * nbytes, stop // size * nbytes)
         yield start // size, data.reshape(-1, nbytes)
 
 
@@ -65,11 +69,8 @@ def numbers_dtype(type: QuantType) -> np.dtype[Any] | None:
     """What `numbers` gives of a type: float32, or an integer's or float64's own; None for none."""
     if type.can_dequantize:
         return np.dtype(np.float32)
-    if type == "F64":
-        return np.dtype("<f8")
-    if type in ("I8", "I16", "I32", "I64"):
-        return np.dtype(f"<i{type.block_bytes}")
-    return None
+    plain = PLAIN_DTYPES.get(type)
+    return None if plain is None else np.dtype(plain)
 
 
 def has_numbers(type: QuantType) -> bool:

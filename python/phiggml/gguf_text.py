@@ -9,29 +9,36 @@ import numpy as np
 
 from phiggml.gguf_value import GGUFStrings
 
-__all__ = ["columns", "one_line", "shown_shape", "shown_value"]
+__all__ = ["columns", "escaped", "one_line", "shown_shape", "shown_value"]
 
 _MOST_CHARACTERS = 60
+_MOST_ELEMENTS = 4
 
 
 def one_line(text: str) -> str:
     """The text with backslashes and what cannot be printed escaped: no two texts become one."""
-    if text.isprintable() and "\\" not in text:
+    return escaped(text.replace("\\", "\\\\"))
+
+
+def escaped(text: str, *, kept: str = "") -> str:
+    """The text with what cannot be printed escaped, but for the characters in `kept`."""
+    if text.isprintable():
         return text
     return "".join(
-        c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in text
+        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text
     )
 
 
-def shown_value(value: Any) -> str:
-    """A metadata value in few characters; an array by its length and first elements."""
-    if isinstance(value, np.ndarray | GGUFStrings):
-        first = ", ".join(shown_value(element) for element in value[:3])
-        return f"[{first}{', ...' if len(value) > 3 else ''}]"
+def shown_value(value: Any, *, quoted: bool = True) -> str:
+    """A metadata value in few characters of one line; an array by its length and first elements."""
+    if isinstance(value, np.ndarray | GGUFStrings | list):
+        first = ", ".join(shown_value(v, quoted=quoted) for v in value[:_MOST_ELEMENTS])
+        # The count comes first: a narrow terminal cuts off the end.
+        return f"[{first}]" if len(value) <= _MOST_ELEMENTS else f"{len(value):,}: [{first}, ...]"
     if isinstance(value, str):
-        text = value if len(value) <= _MOST_CHARACTERS else value[:_MOST_CHARACTERS]
-        rest = "" if text is value else f"... ({len(value):,} characters)"
-        return f"{text!r}{rest}"
+        cut = value[:_MOST_CHARACTERS]
+        text = repr(cut) if quoted else one_line(cut)
+        return text if cut == value else f"{len(value):,} characters: {text}..."
     return f"{value:.7g}" if isinstance(value, float | np.floating) else str(value)
 
 

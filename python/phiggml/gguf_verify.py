@@ -14,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from phiggml import _core
-from phiggml.errors import InputError, UnsupportedError
+from phiggml.errors import FormatError, InputError, UnsupportedError
 from phiggml.gguf import GGUFFile, GGUFTensor
 from phiggml.gguf_fault import GGUFFault
-from phiggml.gguf_layout import layout_faults
-from phiggml.gguf_piece import blocks_in_pieces, numbers
+from phiggml.gguf_layout import large_padding, layout_faults
+from phiggml.gguf_origin import split_place
+from phiggml.gguf_piece import blocks_in_pieces, numbers, numbers_dtype
+from phiggml.gguf_remote import is_url
+from phiggml.gguf_text import one_line
 from phiggml.progress import Progress
 from phiggml.quant_type import QuantType
 from phiggml.runtime import thread_count
@@ -26,6 +29,9 @@ from phiggml.runtime import thread_count
 __all__ = ["GGUFFault", "GGUFVerification", "verify_gguf"]
 
 _MOST_NAMES = 3
+# The scales that a block begins with, of types that nothing turns into numbers.
+# Source: block_q8_1 and block_q8_K in ggml-common.h.
+_SCALES = {"Q8_1": ("<f2", 2), "Q8_K": ("<f4", 1)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,9 @@ class GGUFVerification:
 
     def __str__(self) -> str:
         several = len(self.paths) > 1
-        lines = [f"{fault.path}: {fault}" if several else str(fault) for fault in self.faults]
+        lines = [
+            f"{one_line(fault.path)}: {fault}" if several else str(fault) for fault in self.faults
+        ]
         n_faults = len(self.faults)
         found = "sound" if self.ok else "1 fault" if n_faults == 1 else f"{n_faults:,} faults"
         facts = [f"{self.n_tensors:,} tensors", f"{self.nbytes:,} bytes"]
@@ -64,7 +72,7 @@ class GGUFVerification:
             facts.insert(0, f"{len(self.paths)} parts")
         if not self.data:
             facts.append("not all numbers looked at")
-        return "\n".join([*lines, f"{self.path}: {found} ({', '.join(facts)})"])
+        return "\n".join([*lines, f"{one_line(self.path)}: {found} ({', '.join(facts)})"])
 
 
 def verify_gguf(
@@ -82,7 +90,8 @@ def verify_gguf(
 
     Args:
         path: the file, or any part of a split model, all of which is then read.
-        data: whether to look at the numbers, which reads the whole file.
+        data: whether to look at the numbers, and at padding of 1 MiB or more, which reads the
+            whole file.
         threads: how many to use; None means all cores available to the process.
         progress: called with a `Progress` after each piece of data; what it raises ends the work.
 
@@ -90,7 +99,7 @@ def verify_gguf(
         GGUFVerification.
 
     Raises:
-        InputError: the path holds NUL, or threads is out of range.
+        InputError: the path is a URL or holds NUL, or threads is out of range.
         FormatError: the file was changed meanwhile.
         OSError: it cannot be read.
 
@@ -109,6 +118,8 @@ def verify_gguf(
     name = os.fspath(path)
     if "\0" in name:
         raise InputError(f"verify: {name!r}: a path cannot hold NUL.")
+    if is_url(name):
+        raise InputError(f"verify: {name}: only files are verified. Download it.")
     check = _NumberCheck(thread_count(threads, "verify"), progress)
     with ExitStack() as files:
         return _verify(name, files, check if data else None)
@@ -119,13 +130,16 @@ def _verify(path: str, files: ExitStack, check: _NumberCheck | None) -> GGUFVeri
     paths = _part_paths(given)
     parts = [given if p == path else _Part.read(p, files) for p in paths if Path(p).exists()]
     faults = [fault for part in parts for fault in part.faults]
-    faults += _disagreements(given, paths, parts)
+    faults += list(_disagreements(given, paths, parts)) or _refusals(parts)
     opened = [part.file for part in parts if part.file is not None]
-    for file in opened:
-        faults += layout_faults(file)
     tensors = [tensor for file in opened for tensor in file.tensors.values()]
+    checked = [tensor for tensor in tensors if _may_be_nonfinite(tensor.type)]
     if check is not None:
-        faults += check.run([tensor for tensor in tensors if _may_be_nonfinite(tensor.type)])
+        check.begin(sum(t.nbytes for t in checked) + sum(map(large_padding, opened)))
+    for file in opened:
+        faults += layout_faults(file, None if check is None else check.advance)
+    if check is not None:
+        faults += check.run(checked)
     return GGUFVerification(
         path=path,
         paths=tuple(part.path for part in parts),
@@ -216,6 +230,27 @@ def _disagreements(
         yield from _wrong_total(parts)
 
 
+def _refusals(parts: Sequence[_Part]) -> list[GGUFFault]:
+    """What GGUFFile has against parts whose names and numbers agree."""
+    files = [part.file for part in parts if part.file is not None]
+    for file in files:
+        try:
+            split_place(file._parts[0])
+        except FormatError as error:
+            message = str(error).removeprefix(f"{file.path}: ")
+            return [GGUFFault(message, error.offset, path=file.path)]
+    for file in files:
+        if file.byte_order != files[0].byte_order:
+            return [
+                GGUFFault(
+                    f"it is {file.byte_order}-endian, and {Path(files[0].path).name} is "
+                    f"{files[0].byte_order}-endian. Split the model anew.",
+                    path=file.path,
+                )
+            ]
+    return []
+
+
 def _wrong_numbers(part: _Part, index: int, count: int) -> Iterator[GGUFFault]:
     for key, wanted in (("split.no", index), ("split.count", count)):
         found = part.number(key, "UINT16")
@@ -264,7 +299,18 @@ def _duplicates(parts: Sequence[_Part]) -> Iterator[GGUFFault]:
 
 
 def _may_be_nonfinite(type: QuantType) -> bool:
-    return type.can_dequantize or type == "F64"
+    dtype = numbers_dtype(type)
+    return type in _SCALES or (dtype is not None and dtype.kind == "f")
+
+
+def _floats(
+    blocks: npt.NDArray[np.uint8], type: QuantType, threads: int
+) -> npt.NDArray[np.floating]:
+    """The numbers of blocks; of some types, the scales alone."""
+    if type not in _SCALES:
+        return numbers(blocks, type, threads)
+    dtype, count = _SCALES[type]
+    return np.ascontiguousarray(blocks[:, : np.dtype(dtype).itemsize * count]).view(dtype)
 
 
 def _spoilt(
@@ -299,36 +345,40 @@ class _NumberCheck:
         self._done = 0
         self._total = 0
 
+    def begin(self, nbytes: int) -> None:
+        """Says how much there is to look at."""
+        self._total = nbytes
+        self.advance(0)
+
+    def advance(self, nbytes: int) -> None:
+        """Says how much more has been looked at."""
+        self._done += nbytes
+        if self._progress is not None:
+            self._progress(Progress("verify", self._done, self._total))
+
     def run(self, tensors: Sequence[GGUFTensor]) -> list[GGUFFault]:
-        self._total = sum(tensor.nbytes for tensor in tensors)
-        self._advance(0)
         faults = []
         for tensor in tensors:
             try:
                 fault = self._fault(tensor)
             except UnsupportedError:  # a type of which nobody says how it lies in big-endian files
                 self.complete = False
-                self._advance(tensor.nbytes)
+                self.advance(tensor.nbytes)
             else:
                 faults += [fault] if fault is not None else []
         return faults
-
-    def _advance(self, nbytes: int) -> None:
-        self._done += nbytes
-        if self._progress is not None:
-            self._progress(Progress("verify", self._done, self._total))
 
     def _fault(self, tensor: GGUFTensor) -> GGUFFault | None:
         first: int | None = None
         n_spoilt = n_nan = 0
         for index, blocks in blocks_in_pieces(tensor):
-            values = numbers(blocks, tensor.type, self._threads)
+            values = _floats(blocks, tensor.type, self._threads)
             spoilt = _spoilt(blocks, tensor.type, values)
             if spoilt.any():
                 first = index + int(spoilt.argmax()) if first is None else first
                 n_spoilt += int(spoilt.sum())
                 n_nan += int(np.isnan(values).sum())
-            self._advance(blocks.nbytes)
+            self.advance(blocks.nbytes)
         if first is None:
             return None
         if tensor.type.block_size == 1:

@@ -158,6 +158,8 @@ def _require_kind(metadata: Fields) -> None:
     kind = metadata.raw(_PREFIX + "model")
     if kind is None:
         metadata.faults.add(metadata.path, f"{_PREFIX}model is missing.")
+    elif not isinstance(kind, str):
+        metadata.fault(_PREFIX + "model", "must be a string.")
     elif kind != "llama":
         raise UnsupportedError(
             f"export: {metadata.path}: its tokenizer is {kind!r}; only 'llama' (sentencepiece) "

@@ -11,6 +11,7 @@ import numpy as np
 from phiggml.conversion.fields import INT32_MAX, is_number, is_text, shortest
 from phiggml.conversion.model_card import read_model_card
 from phiggml.conversion.naming import named_for_tokenizer, parse_model_id, size_label, title
+from phiggml.gguf_value import GGUFStrings
 
 __all__ = ["general_card", "general_metadata", "general_sampling"]
 
@@ -140,6 +141,6 @@ def general_card(metadata: Mapping[str, Any]) -> dict[str, tuple[str, str | list
             card[name] = key, metadata[key]
     for name, key in (("tags", "general.tags"), ("language", "general.languages")):
         values = metadata.get(key)
-        if values is not None and not isinstance(values, str) and all(map(is_text, values)):
+        if isinstance(values, GGUFStrings | list) and all(map(is_text, values)):
             card[name] = key, list(values)
     return card
