@@ -213,7 +213,7 @@ def write_picture(found: Histogram, path: Path, title: str, *, log: bool, overwr
     except ImportError as error:
         raise pg.UnsupportedError(
             "inspect: pictures are drawn by matplotlib, which is not installed. "
-            "Install it: pip install phiggml[plot]. Without -o, bars are drawn as text."
+            "Install it: pip install matplotlib. Without -o, bars are drawn as text."
         ) from error
     try:
         with warnings.catch_warnings():

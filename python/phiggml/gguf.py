@@ -28,7 +28,7 @@ class GGUFFile:
     of the first and the tensors of all.
 
     Args:
-        source: a path; a URL that fsspec opens, such as "https://..." (needs phiggml[remote]),
+        source: a path; a URL that fsspec opens, such as "https://..." (the extra "remote"),
             of which the header alone is fetched, and tensors when they are asked for; the bytes
             of a file; or a seekable binary file object.
         follow_split: False opens nothing but the file that is given.

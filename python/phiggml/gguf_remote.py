@@ -127,7 +127,7 @@ def open_url(url: str) -> RemoteBytes:
         import fsspec
     except ImportError as error:
         raise UnsupportedError(
-            f"GGUFFile: {url}: URLs are read by fsspec. Install it: pip install phiggml[remote]."
+            f"GGUFFile: {url}: URLs are read by fsspec. Install it: pip install fsspec[http]."
         ) from error
     try:
         # No cache: the header is asked for in growing pieces, and tensors just once.
