@@ -67,7 +67,7 @@ def touch_tensor(file: GGUFFile, tensor: GGUFTensor) -> None:
 
 
 def judge(source: Any, *, large: bool = False) -> Verdict:
-    started = time.perf_counter()
+    started = time.process_time()
     verdict: Verdict = {"outcome": "accepted"}
     try:
         touch(source, large=large)
@@ -80,7 +80,7 @@ def judge(source: Any, *, large: bool = False) -> Verdict:
         }
     except Exception as error:  # noqa: BLE001 (whatever else it is, the test names it)
         verdict = {"outcome": type(error).__name__, "message": str(error)}
-    return verdict | {"seconds": time.perf_counter() - started}
+    return verdict | {"seconds": time.process_time() - started}
 
 
 def peak_megabytes() -> float:

@@ -21,7 +21,7 @@ import hostile_models
 from hostile_gguf import Case
 from phiggml.gguf import GGUFFile
 
-SECONDS = 1.0
+SECONDS = 1.0  # of the processor: other work on the machine does not count
 MEGABYTES = 100
 CONTROLS = {"Cc", "Zl", "Zp"}  # categories of characters that a message must not hold
 TIMEOUT = 300  # of all files of a test together
