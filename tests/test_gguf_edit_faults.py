@@ -159,12 +159,14 @@ def test_a_folder_that_may_not_be_written_to_is_named(
     assert edit_gguf(plain, set={"a.count": 8}).in_place
 
 
-@pytest.mark.parametrize("call", ["copy_file_range", "fsync", "replace"])
+@pytest.mark.parametrize(
+    ("owner", "call"), [(os, "copy_file_range"), (os, "fsync"), (Path, "replace")]
+)
 def test_a_failure_leaves_the_old_file_alone(
-    plain: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    plain: Path, monkeypatch: pytest.MonkeyPatch, owner: object, call: str
 ) -> None:
     before = plain.read_bytes()
-    monkeypatch.setattr(os, call, refuse)
+    monkeypatch.setattr(owner, call, refuse)
     with pytest.raises(OSError, match="No space"):
         edit_gguf(plain, set={"general.architecture": "longer"})
     assert plain.read_bytes() == before

@@ -236,18 +236,18 @@ def test_a_failure_after_one_part_was_published_says_so(
 ) -> None:
     before = split[1].read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", lambda *_: os.fstat(-1))
+        patch.setattr(Path, "replace", lambda *_: os.fstat(-1))
         with pytest.raises(OSError, match="Bad file descriptor") as said:
             edit_gguf(split[0], **BOTH)
         assert "had been edited" not in str(said.value)
-    replace, calls = os.replace, iter(range(100))
+    replace, calls = Path.replace, iter(range(100))
 
-    def fail(*arguments: str) -> None:
+    def fail(path: Path, target: Path) -> Path:
         if next(calls) == 1:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        replace(*arguments)
+        return replace(path, target)
 
-    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match=f"{split[0].name} had been edited by then, this not") as said:
         edit_gguf(split[0], **BOTH)
     assert (said.value.errno, said.value.filename) == (errno.EIO, str(split[1]))
