@@ -162,7 +162,7 @@ def main() -> None:
             while editors.attempt(lambda child: None, kill_at_step(n)):
                 n += 1
         else:
-            for _ in range(int(how)):
+            while editors.killed < int(how):
                 editors.attempt(editors.kill_at(moments.uniform(0, MOST_EDITS)), lambda: None)
         print(kind, editors.killed, len(editors.moments), editors.n_new)
 

@@ -29,10 +29,11 @@ def killed(folder: Path, how: str) -> dict[str, tuple[int, int, int]]:
 
 @pytest.mark.slow
 def test_killed_at_50_random_moments_of_each_way_of_writing(tmp_path):
-    for mode, (times, left, new) in killed(tmp_path, "50").items():
-        assert times >= 20, mode
-        assert left >= 10, mode
-        assert new < 50, mode
+    for mode, (times, left, _) in killed(tmp_path, "50").items():
+        assert times == 50, mode
+        # How many came in the middle is the machine's; test_killed_before_and_after_every_step
+        # leaves none of them to chance.
+        assert left >= 1, mode
 
 
 @pytest.mark.slow
