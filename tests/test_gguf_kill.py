@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from killer_run import run_killer
 
 KINDS = ["numbers", "room", "anew", "merging"]
 
 
 def killed(folder: Path, how: str) -> dict[str, tuple[int, int, int]]:
-    """Runs the killer, which checks; per kind: killed, at different edits, new ones found."""
-    script = Path(__file__).with_name("killed_editors.py")
-    finished = subprocess.run(
-        [sys.executable, script, folder, how],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    lines = [line.split() for line in finished.stdout.splitlines()]
-    assert [line[0] for line in lines] == KINDS
-    return {kind: (int(a), int(b), int(c)) for kind, a, b, c in lines}
+    """Per kind: killed, at different edits, new ones found."""
+    found = run_killer("killed_editors.py", folder, how)
+    assert list(found) == KINDS
+    return found
 
 
 @pytest.mark.slow

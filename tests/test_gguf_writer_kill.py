@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from killer_run import run_killer
 
 MODES = ["streamed", "declared", "moved", "split", "new"]
 
 
 def killed(folder: Path, how: str) -> dict[str, tuple[int, int, int]]:
-    """Runs the killer, which checks; per mode: killed, left a temporary file, finished."""
-    script = Path(__file__).with_name("killed_writers.py")
-    finished = subprocess.run(
-        [sys.executable, script, folder, how],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    lines = [line.split() for line in finished.stdout.splitlines()]
-    assert [line[0] for line in lines] == MODES
-    return {mode: (int(a), int(b), int(c)) for mode, a, b, c in lines}
+    """Per mode: killed, left a temporary file, finished."""
+    found = run_killer("killed_writers.py", folder, how)
+    assert list(found) == MODES
+    return found
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from phiggml.errors import InputError
 from phiggml.gguf import GGUFFile, GGUFMetadata
 from phiggml.gguf_piece import blocks_in_pieces
 from phiggml.gguf_text import one_line
-from phiggml.gguf_writer_metadata import ALIGNMENT_KEY, PADDING_KEY
+from phiggml.gguf_writer_metadata import ALIGNMENT_KEY, PADDING_KEY, SPLIT_KEYS
 from phiggml.progress import Progress
 from phiggml.runtime import thread_count
 
@@ -23,9 +23,7 @@ __all__ = ["HASH_ALGORITHMS", "GGUFHash", "hash_gguf"]
 
 HASH_ALGORITHMS = ("sha256", "sha1", "blake2b")
 # What says how the bytes lie, and nothing about the model.
-_LAYOUT_KEYS = frozenset(
-    {ALIGNMENT_KEY, PADDING_KEY, "split.no", "split.count", "split.tensors.count"}
-)
+_LAYOUT_KEYS = frozenset({ALIGNMENT_KEY, PADDING_KEY, *SPLIT_KEYS})
 _MOST_WAITING = 4
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from phiggml import _core
 from phiggml.errors import InputError
 from phiggml.gguf import GGUFValue, GGUFWriter
+from phiggml.gguf_part import aligned
 from phiggml.gguf_value import encode_string, encode_value
 from phiggml.gguf_writer_metadata import PADDING_KEY, SPLIT_KEYS
 from phiggml.progress import Progress
@@ -222,9 +223,6 @@ def _file_size(metadata: Mapping[str, Any], plan: Plan) -> int:
     given = _plain(metadata).get("general.alignment", 32)
     alignment = int(given)
 
-    def padded(nbytes: int) -> int:
-        return -(-nbytes // alignment) * alignment
-
     header = 24 + sum(
         len(encode_string(key, "quantize")) + len(encode_value(value, key))
         for key, value in metadata.items()
@@ -233,7 +231,8 @@ def _file_size(metadata: Mapping[str, Any], plan: Plan) -> int:
         len(encode_string(tensor.name, "quantize")) + 16 + 8 * len(tensor.shape)
         for tensor in plan.tensors
     )
-    return padded(header) + sum(padded(tensor.nbytes) for tensor in plan.tensors)
+    data = sum(aligned(tensor.nbytes, alignment) for tensor in plan.tensors)
+    return aligned(header, alignment) + data
 
 
 def _checked_imatrix(
