@@ -60,7 +60,9 @@ void forget_from(llama_context * context, std::int32_t sequence, std::int32_t po
 }
 
 void decode_in_batches(llama_context * context, const BatchRequest & request, const TakeLogits & take) {
-    const std::size_t n = request.tokens.size();
+    const std::size_t n = request.n_tokens;
+    const std::size_t first_logits = std::min(request.n_silent, n - 1);
+    const arch::RopeSideScope side(request.rope_side);
     // Upstream cuts larger ones up itself, and asserts that it need not where attention looks ahead.
     const std::size_t n_batch = std::min<std::size_t>(llama_n_ubatch(context), n);
     Batch batch(std::max<std::size_t>(n_batch, 1));
@@ -70,11 +72,11 @@ void decode_in_batches(llama_context * context, const BatchRequest & request, co
             batch.clear();
             for (std::size_t i = begin; i < end; ++i) {
                 batch.add(request.tokens[i], request.first_position + static_cast<std::int32_t>(i), request.sequence,
-                          request.all_logits || i + 1 == n);
+                          i >= first_logits);
             }
             const LogMark mark;
             check(llama_decode(context, batch.get()), mark);
-            const std::size_t n_rows = request.all_logits ? end - begin : (end == n ? 1 : 0);
+            const std::size_t n_rows = end - std::min(std::max(begin, first_logits), end);
             if (n_rows > 0) {
                 const float * logits = llama_get_logits(context);
                 if (logits == nullptr) {

@@ -1,19 +1,23 @@
 // The loop that decodes tokens in batches. Session uses it, and whoever decodes many sequences will.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <vector>
+
+#include "arch/long_rope.h"
 
 struct llama_context;
 
 namespace phiggml {
 
 struct BatchRequest {
-    const std::vector<std::int32_t> & tokens;
+    const std::int32_t * tokens;
+    std::size_t n_tokens;
     std::int32_t sequence = 0;
     std::int32_t first_position = 0;
-    bool all_logits = false;  // else those of the last token only
+    std::size_t n_silent = 0;  // so many tokens at the front give no logits; the last one always does
+    arch::RopeSide rope_side = arch::RopeSide::within;
 };
 
 // Called after each batch with its logits, float32[n_rows, n_vocab], which the next batch overwrites.

@@ -11,9 +11,9 @@ constexpr std::uint64_t watched_bytes = 1 << 28;
 
 // What ends in an exception leaves the context as it was, also where Ctrl-C came when the work was just done.
 template <typename Work>
-auto call(Session & session, std::size_t n_tokens, Work && work) {
+auto call(Session & session, std::int64_t sequence, std::size_t n_tokens, Work && work) {
     const Session::Use use(session);
-    const std::size_t n_before = session.n_tokens();
+    const std::size_t n_before = session.n_tokens(sequence);
     Progress progress;
     try {
         if (session.bytes_per_token() * n_tokens < watched_bytes) {
@@ -21,15 +21,16 @@ auto call(Session & session, std::size_t n_tokens, Work && work) {
         }
         return call_watched(progress, py::none(), [&] { return work(progress); });
     } catch (...) {
-        session.truncate(n_before);
+        session.truncate(n_before, sequence);
         throw;
     }
 }
 
-py::array_t<float> eval(Session & session, const py::array & tokens, bool all_logits) {
+py::array_t<float> eval(Session & session, const py::array & tokens, bool all_logits, std::int64_t sequence) {
     const std::vector<std::int32_t> ids = token_vector(tokens);
-    std::vector<float> logits =
-        call(session, ids.size(), [&](Progress & progress) { return session.eval(ids, all_logits, progress); });
+    std::vector<float> logits = call(session, sequence, ids.size(), [&](Progress & progress) {
+        return session.eval(ids, all_logits, sequence, progress);
+    });
     const std::size_t n_rows = all_logits ? ids.size() : 1;
     const auto n_columns = static_cast<py::ssize_t>(logits.size() / n_rows);
     return owned_array(std::move(logits), {static_cast<py::ssize_t>(n_rows), n_columns});
@@ -37,11 +38,11 @@ py::array_t<float> eval(Session & session, const py::array & tokens, bool all_lo
 
 void prefill(Session & session, const py::array & tokens) {
     const std::vector<std::int32_t> ids = token_vector(tokens);
-    call(session, ids.size(), [&](Progress & progress) { session.prefill(ids, progress); });
+    call(session, 0, ids.size(), [&](Progress & progress) { session.prefill(ids, progress); });
 }
 
-py::array_t<std::int32_t> session_tokens(const Session & session) {
-    std::vector<std::int32_t> tokens = session.tokens();
+py::array_t<std::int32_t> session_tokens(const Session & session, std::int64_t sequence) {
+    std::vector<std::int32_t> tokens = session.tokens(sequence);
     const auto n = static_cast<py::ssize_t>(tokens.size());
     return owned_array(std::move(tokens), {n});
 }
@@ -86,17 +87,21 @@ void register_session(py::module_ & m) {
         .def_readwrite("threads", &SessionSettings::threads);
     py::class_<Session>(sub, "Session")
         .def(py::init(&make_session), py::arg("model"), py::arg("settings"))
-        .def("eval", &eval, py::arg("tokens"), py::arg("all_logits"))
+        .def("eval", &eval, py::arg("tokens"), py::arg("all_logits"), py::arg("sequence"))
         .def("prefill", &prefill, py::arg("tokens"))
         .def(
             "sample",
             [](Session & session, Sampler & sampler) { return call_released([&] { return session.sample(sampler); }); },
             py::arg("sampler"))
         .def("reset", [](Session & session) { call_released([&] { session.reset(); }); })
+        .def(
+            "reset_sequence",
+            [](Session & session, std::int64_t sequence) { call_released([&] { session.reset(sequence); }); },
+            py::arg("sequence"))
         .def("close", [](Session & session) { call_released([&] { session.close(); }); })
         .def_property_readonly("closed", &Session::closed)
         .def_property_readonly("n_ctx", &Session::n_ctx)
-        .def_property_readonly("tokens", &session_tokens);
+        .def("tokens", &session_tokens, py::arg("sequence"));
 }
 
 }  // namespace phiggml

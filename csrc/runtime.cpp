@@ -164,6 +164,10 @@ void capture_log() {
     llama_log_set(add_to_ring, nullptr);
 }
 
+void log_debug(const std::string & text) {
+    log_ring().add(GGML_LOG_LEVEL_DEBUG, text.c_str());
+}
+
 std::vector<LogRecord> take_log() {
     return log_ring().take();
 }

@@ -26,6 +26,9 @@ struct LogRecord {
 // Sends upstream's log into the ring instead of stderr. Called once, when the module is imported.
 void capture_log();
 
+// Puts a line of our own among upstream's.
+void log_debug(const std::string & text);
+
 // Takes what the ring holds. Old lines fall out when nobody takes them.
 std::vector<LogRecord> take_log();
 

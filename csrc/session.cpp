@@ -13,6 +13,7 @@
 #include "runtime.h"
 #include "shutdown.h"
 #include "threads.h"
+#include "upstream/llama_model.h"
 
 namespace phiggml {
 
@@ -49,28 +50,25 @@ bool is_cache_type(int type) {
     }
 }
 
-std::int64_t head_size(const Model & model) {
-    return model.n_embd() / std::max(1, llama_model_n_head(model.handle()));
-}
-
-void check_cache_type(int type, const char * name, const Model & model) {
+void check_cache_type(int type, const char * name, std::int64_t head_size) {
     require(is_cache_type(type),
             std::string(name) + ": the KV cache takes F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or IQ4_NL.");
-    require(head_size(model) % block_size(type) == 0, std::string(name) + ": " + type_name(type) +
-                                                          " needs a head size that is a multiple of " +
-                                                          std::to_string(block_size(type)) + ". Choose F16.");
+    require(head_size % block_size(type) == 0, std::string(name) + ": " + type_name(type) +
+                                                   " needs a head size that is a multiple of " +
+                                                   std::to_string(block_size(type)) + ". Choose F16.");
 }
 
 // A cache that the machine cannot hold would end the process when it is filled, not when it is asked for.
 void check_cache_size(const SessionSettings & s, const Model & model) {
     constexpr std::int64_t granularity = 256;  // upstream rounds each sequence's part up to it
     const std::int64_t n_cells = (s.n_ctx + granularity - 1) / granularity * granularity * s.n_seq_max;
-    const double numbers = static_cast<double>(n_cells) * model.n_layer() *
-                           static_cast<double>(head_size(model) * llama_model_n_head_kv(model.handle()));
+    const upstream::HeadSizes head = upstream::head_sizes(*model.handle());
+    const double heads = static_cast<double>(n_cells) * model.n_layer() * llama_model_n_head_kv(model.handle());
     const auto bytes_each = [](int type) {
         return static_cast<double>(block_bytes(type)) / static_cast<double>(block_size(type));
     };
-    const double bytes = numbers * (bytes_each(s.type_k) + bytes_each(s.type_v));
+    const double bytes = heads * (static_cast<double>(head.key) * bytes_each(s.type_k) +
+                                  static_cast<double>(head.value) * bytes_each(s.type_v));
     double memory = 0;
     for (const DeviceInfo & device : list_devices()) {
         memory += static_cast<double>(device.memory_total);
@@ -97,8 +95,9 @@ void check(const SessionSettings & s, const Model & model) {
     require(
         s.threads >= 1 && s.threads <= most_threads,
         "threads is " + std::to_string(s.threads) + "; it must be between 1 and " + std::to_string(most_threads) + ".");
-    check_cache_type(s.type_k, "type_k", model);
-    check_cache_type(s.type_v, "type_v", model);
+    const upstream::HeadSizes head = upstream::head_sizes(*model.handle());
+    check_cache_type(s.type_k, "type_k", head.key);
+    check_cache_type(s.type_v, "type_v", head.value);
     require(block_size(s.type_v) == 1 || s.flash_attn != false,
             "type_v: a quantized V cache needs flash attention. Leave flash_attn at \"auto\" or True, or choose F16.");
     if (!model.has_decoder() || model.looks_ahead()) {
@@ -143,8 +142,13 @@ void Session::FreeThreadpool::operator()(ggml_threadpool * pool) const {
 }
 
 Session::Session(std::shared_ptr<const Model> model, const SessionSettings & settings)
-    : model_(std::move(model)), settings_(settings), n_bytes_(model_->n_bytes()), generation_(fork_generation()) {
+    : model_(std::move(model)),
+      settings_(settings),
+      n_bytes_(model_->n_bytes()),
+      generation_(fork_generation()),
+      rope_line_(arch::long_rope_line(*model_->handle())) {
     check(settings_, *model_);
+    sequences_.resize(static_cast<std::size_t>(settings_.n_seq_max));
     llama_context_params parameters = llama_context_default_params();
     parameters.n_ctx = static_cast<std::uint32_t>(settings_.n_ctx * settings_.n_seq_max);
     // Upstream asserts that a batch has room for a token of each sequence.
@@ -208,8 +212,15 @@ void Session::attach_threadpool() {
     }
 }
 
-void Session::decode(const std::vector<std::int32_t> & tokens, bool all_logits, Progress & progress,
-                     std::vector<float> * out) {
+const Session::Sequence & Session::at(std::int64_t sequence) const {
+    if (sequence < 0 || sequence >= settings_.n_seq_max) {
+        throw Error(ErrorKind::input, "session: sequence is " + std::to_string(sequence) + "; there are " +
+                                          std::to_string(settings_.n_seq_max) + " (n_seq_max), counted from 0.");
+    }
+    return sequences_[static_cast<std::size_t>(sequence)];
+}
+
+void Session::check_tokens(const std::vector<std::int32_t> & tokens, const Sequence & sequence) const {
     if (tokens.empty()) {
         throw Error(ErrorKind::input, "eval: there are no tokens. Pass at least one.");
     }
@@ -220,57 +231,101 @@ void Session::decode(const std::vector<std::int32_t> & tokens, bool all_logits, 
                                               std::to_string(n_vocab) + ".");
         }
     }
-    const auto n_total = static_cast<std::int64_t>(tokens_.size() + tokens.size());
-    if (n_total > settings_.n_ctx) {
-        const std::string offered = std::to_string(tokens.size()), most = std::to_string(settings_.n_ctx);
-        if (tokens_.empty()) {
-            throw Error(ErrorKind::session, "eval: " + offered + " tokens do not fit into n_ctx = " + most +
-                                                ". Make a session with a larger n_ctx.");
-        }
-        throw Error(ErrorKind::session, "eval: the context holds " + std::to_string(tokens_.size()) +
-                                            " of n_ctx = " + most + " tokens: there is no room for " + offered +
-                                            " more. Reset the session, or make one with a larger n_ctx.");
+    const auto n_total = static_cast<std::int64_t>(sequence.tokens.size() + tokens.size());
+    if (n_total <= settings_.n_ctx) {
+        return;
     }
-    progress.total = tokens.size();
-    progress_ = &progress;
+    const std::string offered = std::to_string(tokens.size()), most = std::to_string(settings_.n_ctx);
+    if (sequence.tokens.empty()) {
+        throw Error(ErrorKind::session, "eval: " + offered + " tokens do not fit into n_ctx = " + most +
+                                            ". Make a session with a larger n_ctx.");
+    }
+    throw Error(ErrorKind::session, "eval: the context holds " + std::to_string(sequence.tokens.size()) +
+                                        " of n_ctx = " + most + " tokens: there is no room for " + offered +
+                                        " more. Reset the session, or make one with a larger n_ctx.");
+}
+
+// Keeps the first n_tokens of what is in the cache; nothing where the model's memory cannot go back to there.
+void Session::keep(std::int64_t sequence, std::size_t n_tokens) {
+    forget_from(context_.get(), static_cast<std::int32_t>(sequence), static_cast<std::int32_t>(n_tokens));
+    const llama_pos last =
+        llama_memory_seq_pos_max(llama_get_memory(context_.get()), static_cast<llama_seq_id>(sequence));
+    sequences_[static_cast<std::size_t>(sequence)].n_evaluated = static_cast<std::size_t>(last + 1);
+}
+
+void Session::choose_rope_side(std::int64_t sequence, std::size_t n_total) {
+    Sequence & s = sequences_[static_cast<std::size_t>(sequence)];
+    const bool beyond = rope_line_ > 0 && n_total > rope_line_;
+    const arch::RopeSide side = beyond ? arch::RopeSide::beyond : arch::RopeSide::within;
+    if (side == s.rope_side) {
+        return;
+    }
+    if (s.n_evaluated > 0) {
+        log_debug("session: with " + std::to_string(n_total) + " tokens the sequence crosses the line of long rope, " +
+                  std::to_string(rope_line_) + "; its " + std::to_string(s.tokens.size()) +
+                  " tokens are evaluated again.\n");
+        keep(sequence, 0);
+    }
+    s.rope_side = side;
+}
+
+void Session::decode(const std::vector<std::int32_t> & tokens, bool all_logits, std::int64_t sequence,
+                     Progress & progress, std::vector<float> * out) {
+    check_tokens(tokens, at(sequence));
+    Sequence & s = sequences_[static_cast<std::size_t>(sequence)];
     has_logits_ = false;
-    const BatchRequest request{tokens, 0, static_cast<std::int32_t>(tokens_.size()), all_logits};
+    choose_rope_side(sequence, s.tokens.size() + tokens.size());
+    std::vector<std::int32_t> again(s.tokens.begin() + static_cast<std::ptrdiff_t>(s.n_evaluated), s.tokens.end());
+    const std::size_t n_again = again.size();
+    if (n_again > 0) {
+        again.insert(again.end(), tokens.begin(), tokens.end());
+    }
+    const std::vector<std::int32_t> & work = n_again > 0 ? again : tokens;
+    const BatchRequest request{work.data(),
+                               work.size(),
+                               static_cast<std::int32_t>(sequence),
+                               static_cast<std::int32_t>(s.n_evaluated),
+                               all_logits ? n_again : work.size() - 1,
+                               s.rope_side};
+    progress.total = work.size();
+    progress_ = &progress;
+    const auto n_vocab = static_cast<std::size_t>(model_->n_vocab());
     try {
         decode_in_batches(context_.get(), request, [&](const float * logits, std::size_t n_rows) {
             if (out != nullptr) {
-                out->insert(out->end(), logits, logits + n_rows * static_cast<std::size_t>(n_vocab));
+                out->insert(out->end(), logits, logits + n_rows * n_vocab);
             }
         });
-        tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
     } catch (...) {
         progress_ = nullptr;
-        truncate(tokens_.size());
+        keep(sequence, s.n_evaluated);
         throw;
     }
     progress_ = nullptr;
+    s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.end());
+    s.n_evaluated = s.tokens.size();
     has_logits_ = true;
 }
 
-void Session::truncate(std::size_t n_tokens) {
-    if (n_tokens < tokens_.size()) {
-        tokens_.resize(n_tokens);
-        has_logits_ = false;
+void Session::truncate(std::size_t n_tokens, std::int64_t sequence) {
+    if (n_tokens >= at(sequence).tokens.size()) {
+        return;
     }
-    forget_from(context_.get(), 0, static_cast<std::int32_t>(tokens_.size()));
-    if (llama_memory_seq_pos_max(llama_get_memory(context_.get()), 0) < 0) {
-        tokens_.clear();
-    }
+    sequences_[static_cast<std::size_t>(sequence)].tokens.resize(n_tokens);
+    has_logits_ = false;
+    keep(sequence, n_tokens);
 }
 
-std::vector<float> Session::eval(const std::vector<std::int32_t> & tokens, bool all_logits, Progress & progress) {
+std::vector<float> Session::eval(const std::vector<std::int32_t> & tokens, bool all_logits, std::int64_t sequence,
+                                 Progress & progress) {
     std::vector<float> logits;
     logits.reserve((all_logits ? tokens.size() : 1) * static_cast<std::size_t>(model_->n_vocab()));
-    decode(tokens, all_logits, progress, &logits);
+    decode(tokens, all_logits, sequence, progress, &logits);
     return logits;
 }
 
 void Session::prefill(const std::vector<std::int32_t> & tokens, Progress & progress) {
-    decode(tokens, false, progress, nullptr);
+    decode(tokens, false, 0, progress, nullptr);
 }
 
 std::int32_t Session::sample(Sampler & sampler) {
@@ -290,8 +345,13 @@ std::int32_t Session::sample(Sampler & sampler) {
 void Session::reset() {
     const Use use(*this);
     llama_memory_clear(llama_get_memory(context_.get()), true);
-    tokens_.clear();
+    std::fill(sequences_.begin(), sequences_.end(), Sequence{});
     has_logits_ = false;
+}
+
+void Session::reset(std::int64_t sequence) {
+    const Use use(*this);
+    truncate(0, sequence);
 }
 
 void Session::close() {
@@ -304,12 +364,12 @@ void Session::close() {
     }
     free();
     model_.reset();
-    tokens_.clear();
+    sequences_.clear();
 }
 
-std::vector<std::int32_t> Session::tokens() const {
+std::vector<std::int32_t> Session::tokens(std::int64_t sequence) const {
     const Use use(*this);
-    return tokens_;
+    return at(sequence).tokens;
 }
 
 }  // namespace phiggml

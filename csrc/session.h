@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "arch/long_rope.h"
 #include "model.h"
 #include "progress.h"
 #include "sampling.h"
@@ -46,32 +47,45 @@ public:
         const Session & session_;
     };
 
-    // Appends tokens to the context and returns float32[n, n_vocab] (all) or float32[1, n_vocab].
-    std::vector<float> eval(const std::vector<std::int32_t> & tokens, bool all_logits, Progress & progress);
+    // Appends tokens to a sequence and returns float32[n, n_vocab] (all) or float32[1, n_vocab]. Where that takes the
+    // sequence across the line of long rope, what it held before is evaluated once more.
+    std::vector<float> eval(const std::vector<std::int32_t> & tokens, bool all_logits, std::int64_t sequence,
+                            Progress & progress);
 
-    // Appends tokens and keeps the last one's logits for sample().
+    // Appends tokens to sequence 0 and keeps the last one's logits for sample().
     void prefill(const std::vector<std::int32_t> & tokens, Progress & progress);
 
-    // Forgets the tokens after the first n_tokens; all where the model's memory cannot go back.
-    void truncate(std::size_t n_tokens);
+    // Forgets a sequence's tokens after the first n_tokens.
+    void truncate(std::size_t n_tokens, std::int64_t sequence);
 
     // Chooses a token from the last logits; does not append it.
     std::int32_t sample(Sampler & sampler);
 
     void reset();
+    void reset(std::int64_t sequence);
     void close();
 
     bool closed() const { return context_ == nullptr; }
     std::int64_t n_ctx() const { return settings_.n_ctx; }
-    std::vector<std::int32_t> tokens() const;
-    std::size_t n_tokens() const { return tokens_.size(); }
+    std::vector<std::int32_t> tokens(std::int64_t sequence) const;
+    std::size_t n_tokens(std::int64_t sequence) const { return at(sequence).tokens.size(); }
 
     // What one token costs to decode, in bytes of weights to be read.
     std::uint64_t bytes_per_token() const { return n_bytes_; }
 
 private:
-    void decode(const std::vector<std::int32_t> & tokens, bool all_logits, Progress & progress,
+    struct Sequence {
+        std::vector<std::int32_t> tokens;
+        std::size_t n_evaluated = 0;  // so many of them are in the cache
+        arch::RopeSide rope_side = arch::RopeSide::within;
+    };
+
+    void decode(const std::vector<std::int32_t> & tokens, bool all_logits, std::int64_t sequence, Progress & progress,
                 std::vector<float> * out);
+    void check_tokens(const std::vector<std::int32_t> & tokens, const Sequence & sequence) const;
+    void keep(std::int64_t sequence, std::size_t n_tokens);
+    void choose_rope_side(std::int64_t sequence, std::size_t n_total);
+    const Sequence & at(std::int64_t sequence) const;
     void attach_threadpool();
     void free();
     bool lost_threads() const;  // by a fork
@@ -89,7 +103,8 @@ private:
     std::uint64_t generation_;                                     // of the process
     std::unique_ptr<ggml_threadpool, FreeThreadpool> threadpool_;  // outlives the context that it is attached to
     std::unique_ptr<llama_context, FreeContext> context_;
-    std::vector<std::int32_t> tokens_;
+    std::vector<Sequence> sequences_;
+    std::size_t rope_line_;
     bool has_logits_ = false;
     std::atomic<Progress *> progress_{nullptr};  // of the call under way; the abort callback reads it
     mutable std::atomic<bool> in_use_{false};

@@ -254,14 +254,35 @@ def expert_cases(name: str) -> dict[str, Case]:
         "used absent": (drop(used), used),
         "used differs": (put(used, [2, 1], "UINT32"), used),
         "used in one layer": (put(used, [0, 2], "UINT32"), used),
-        "all used": (put(used, N_EXPERT), None),
+        "all used": (put(used, N_EXPERT), used if name == "phimoe" else None),
         "more experts": (put(count, N_EXPERT + 1), "ffn_gate_inp.weight has shape"),
         "groups do not divide": (put(".expert_group_count", 3), ".expert_group_count"),
         "groups unused": (put(".expert_group_count", 2), ".expert_group_used_count"),
         "no router": (drop("blk.1.ffn_gate_inp.weight"), "blk.1.ffn_gate_inp.weight is missing"),
         "router of NaN": (changed_tensor("blk.0.ffn_gate_inp.weight", lambda x: x * np.nan), None),
     }
+    if name == "phimoe":
+        cases |= mixer_cases()
     return {f"{name}: {what}": (name, *case) for what, case in cases.items()}
+
+
+def mixer_cases() -> dict[str, tuple[Change, str | None]]:
+    """Of the keys that only our graph of phimoe reads, and of what may be absent there."""
+    jitter, beyond = ".router_jitter_noise", ".rope.scaling.attn_factor_long"
+    original = ".rope.scaling.original_context_length"
+    cases: dict[str, tuple[Change, str | None]] = {
+        f"jitter {value}": (put(jitter, value, "FLOAT32"), jitter) for value in (np.nan, np.inf, -0.1)
+    }
+    cases |= {f"factor {value}": (put(beyond, value, "FLOAT32"), beyond) for value in (np.nan, 0.0)}
+    return cases | {
+        "jitter of a count": (put(jitter, 1), jitter),
+        "great jitter": (put(jitter, 1e30, "FLOAT32"), None),
+        "factor": (put(beyond, 1.5, "FLOAT32"), None),
+        "no line": (put(original, 0), original),
+        "line at 1": (put(original, 1), None),
+        "tied": (drop("output.weight"), None),
+        "no bias at the end": (drop("output.bias"), None),
+    }
 
 
 def tensor_cases() -> dict[str, Case]:

@@ -19,4 +19,8 @@ std::vector<std::pair<std::string, std::string>> tensor_devices(const llama_mode
     return devices;
 }
 
+HeadSizes head_sizes(const llama_model & model) {
+    return {model.hparams.n_embd_head_k(), model.hparams.n_embd_head_v()};
+}
+
 }  // namespace phiggml::upstream

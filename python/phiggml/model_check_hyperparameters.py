@@ -31,6 +31,7 @@ _NUMBERS = (
     ".rope.scaling.factor",
     ".rope.scale_linear",
     ".rope.scaling.attn_factor",
+    ".rope.scaling.attn_factor_long",
     ".rope.scaling.alpha",
 )
 _EPSILONS = (
@@ -57,19 +58,21 @@ class Known:
         epsilon: the key of the one that its norms take.
         rotates_all: positions are put into whole heads, not into the front of them only.
         heads_fill_embedding: n_head heads together are as long as the embedding.
+        n_expert_used: experts that each token goes to, where the graph has a fixed number.
     """
 
     epsilon: str = ".attention.layer_norm_rms_epsilon"
     rotates_all: bool = False
     heads_fill_embedding: bool = False
+    n_expert_used: int | None = None
 
 
 # Source: load_arch_hparams, load_arch_tensors and the assertions of the graphs in llama.cpp's
-# src/models/<architecture>.cpp.
+# src/models/<architecture>.cpp; for phi3 and phimoe, in csrc/arch.
 KNOWN = {
     "phi2": Known(epsilon=".attention.layer_norm_epsilon", heads_fill_embedding=True),
-    "phi3": Known(heads_fill_embedding=True),
-    "phimoe": Known(heads_fill_embedding=True),
+    "phi3": Known(),
+    "phimoe": Known(n_expert_used=2),
     "llama": Known(rotates_all=True),
     "qwen2": Known(rotates_all=True, heads_fill_embedding=True),
     "gemma": Known(),
@@ -140,12 +143,34 @@ def check_hyperparameters(metadata: CheckedMetadata, architecture: str) -> Hyper
             metadata.fault(key, "is 0: it must be at least 1")
     if len(metadata.faults) > before:
         return None
+    _check_particular(metadata, known, n_layer)
     n_embd_head, n_rot = _known_head(metadata, known, n_embd, n_head=n_head)
     if len(metadata.faults) > before:
         return None
     return Hyperparameters(
         n_layer, n_embd, n_ff[0], n_head, n_head_kv, n_embd_head, n_rot, n_expert
     )
+
+
+def _check_particular(metadata: CheckedMetadata, known: Known, n_layer: int) -> None:
+    """What the graphs of csrc/arch read beyond what every architecture has."""
+    metadata.count(".rope.scaling.original_context_length", least=1, most=_MOST)
+    jitter = metadata.number(".router_jitter_noise")
+    if jitter is not None and not 0 <= jitter < math.inf:
+        metadata.fault(".router_jitter_noise", f"is {jitter}: it must be finite and not negative")
+    for key in (".rope.scaling.attn_factor", ".rope.scaling.attn_factor_long"):
+        factor = metadata.number(key)
+        if factor is not None and factor <= 0:
+            metadata.fault(key, f"is {factor}: it must be positive")
+    if known.n_expert_used is None:
+        return
+    used = metadata.counts(".expert_used_count", n_layer)
+    if used is None or used[0] != known.n_expert_used:
+        metadata.fault(
+            ".expert_used_count",
+            f"is {'missing' if used is None else used[0]}: this architecture sends each token to "
+            f"{known.n_expert_used} experts",
+        )
 
 
 def _check_scalars(metadata: CheckedMetadata) -> None:

@@ -89,7 +89,8 @@ def check_known_tensors(
         Reads the few factors of rotary positions.
 
     Source:
-        load_arch_tensors in llama.cpp's src/models/<architecture>.cpp; create_tensor_qkv.
+        load_arch_tensors in llama.cpp's src/models/<architecture>.cpp and in csrc/arch;
+        create_tensor_qkv.
     """
     sizes = _sizes(shape, n_vocab)
     for name, axes in _expected(architecture, shape, file.tensors):
@@ -132,6 +133,7 @@ Layout = Mapping[str, str]
 
 _WHOLE: Layout = {"token_embd": "V E", "output_norm": "E", "output": "?V E"}
 _BIASED_WHOLE: Layout = {**_WHOLE, "output": "V E", "output_norm.bias": "E", "output.bias": "V"}
+_MIXED_WHOLE: Layout = {**_WHOLE, "output_norm.bias": "E", "output.bias": "?V"}
 _ATTENTION: Layout = {"attn_norm": "E", "attn_output": "E Q", "attn_output.bias": "?E"}
 _FUSED: Layout = {"attn_qkv": "QKV E", "attn_qkv.bias": "?QKV"}
 _SEPARATE: Layout = {"attn_q": "Q E", "attn_k": "KV E", "attn_v": "KV E"}
@@ -152,6 +154,7 @@ _EXPERTS: Layout = {
     "ffn_down_exps": "X E F",
     "ffn_up_exps": "X F E",
 }
+_WHOLES = {"phi2": _BIASED_WHOLE, "phimoe": _MIXED_WHOLE}
 _LAYERS: Mapping[str, Layout] = {
     "phi2": {
         "attn_norm.bias": "E",
@@ -162,7 +165,7 @@ _LAYERS: Mapping[str, Layout] = {
         "ffn_up.bias": "F",
     },
     "phi3": {"ffn_norm": "E", "ffn_down": "E F", "ffn_up": "2F E"},
-    "phimoe": {**_EXPERTS, "attn_norm.bias": "E", "attn_output.bias": "E", "ffn_norm.bias": "E"},
+    "phimoe": {**_EXPERTS, "attn_norm.bias": "E", "ffn_norm.bias": "E"},
     "llama": _GATED,
     "qwen2": _GATED,
     "gemma": _GATED,
@@ -173,8 +176,7 @@ def _expected(
     architecture: str, shape: Hyperparameters, tensors: Mapping[str, GGUFTensor]
 ) -> Iterator[tuple[str, str]]:
     """(name, axes) of each tensor."""
-    whole = _BIASED_WHOLE if architecture in ("phi2", "phimoe") else _WHOLE
-    yield from ((_full(name), axes) for name, axes in whole.items())
+    yield from ((_full(name), axes) for name, axes in _WHOLES.get(architecture, _WHOLE).items())
     layer = _LAYERS[architecture]
     if architecture == "llama" and shape.n_expert:
         layer = _EXPERTS

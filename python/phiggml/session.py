@@ -110,31 +110,53 @@ class Session:
 
     @property
     def tokens(self) -> npt.NDArray[np.int32]:
-        """int32[n], the tokens in the context; a copy."""
-        return self._core.tokens
+        """int32[n], the tokens of sequence 0; a copy."""
+        return self._core.tokens(0)
+
+    def sequence_tokens(self, sequence: int) -> npt.NDArray[np.int32]:
+        """Gives the tokens of one of the sequences in the context.
+
+        Args:
+            sequence: which, from 0 to n_seq_max - 1.
+
+        Returns:
+            int32[n]; a copy.
+
+        Raises:
+            InputError: there is no such sequence.
+            SessionError: the session is closed or used by another thread.
+        """
+        return self._core.tokens(_sequence(sequence))
 
     def eval(
-        self, tokens: Tokens, *, logits: Literal["last", "all"] = "last"
+        self, tokens: Tokens, *, logits: Literal["last", "all"] = "last", sequence: int = 0
     ) -> npt.NDArray[np.float32]:
         """Appends tokens to the context and gives the logits of what comes next.
+
+        A model with long rope (Phi-3.5-mini, Phi-4-mini, the 128k ones) reads positions in one way
+        up to its original context, 4096 tokens, and in another beyond, by the length of the whole
+        sequence: the result is that of one evaluation of all its tokens, whatever n_ctx is and
+        however they came.
 
         Args:
             tokens: int[n], n >= 1.
             logits: "last" for those after the last token, "all" for those after each.
+            sequence: which of the n_seq_max texts in the context they continue, from 0.
 
         Returns:
             float32[n_vocab], or float32[n, n_vocab]; a copy, which later calls leave alone.
 
         Raises:
-            InputError: no tokens, or one that is not in the vocabulary.
+            InputError: no tokens, one that is not in the vocabulary, or no such sequence.
             SessionError: the context has no room for them, the session is closed or used by
                 another thread, or decoding failed. The context is then as it was.
 
         Cost:
             The GIL is released; Ctrl-C is seen within one graph and leaves the context as it was.
+            A sequence that crosses the line of long rope is evaluated anew, once.
 
         Source:
-            llama_decode.
+            llama_decode; for long rope, modeling_rope_utils.py of transformers.
 
         Example:
             >>> import phiggml as pg
@@ -146,7 +168,9 @@ class Session:
             raise InputError(f'eval: logits is {logits!r}: it must be "last" or "all".')
         self._use += 1
         try:
-            rows = self._core.eval(token_array(tokens, "eval"), logits == "all")
+            rows = self._core.eval(
+                token_array(tokens, "eval"), logits == "all", _sequence(sequence)
+            )
         finally:
             forward_log()
         return rows if logits == "all" else rows[0]
@@ -258,14 +282,21 @@ class Session:
         prompt = self._model.chat_prompt(messages)
         return self.generate(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop)
 
-    def reset(self) -> None:
+    def reset(self, *, sequence: int | None = None) -> None:
         """Forgets what is in the context.
 
+        Args:
+            sequence: the one to forget; None forgets all.
+
         Raises:
+            InputError: there is no such sequence.
             SessionError: the session is closed or used by another thread.
         """
         self._use += 1
-        self._core.reset()
+        if sequence is None:
+            self._core.reset()
+        else:
+            self._core.reset_sequence(_sequence(sequence))
 
     def close(self) -> None:
         """Frees the context, and the model where the session loaded it; again does nothing.
@@ -374,6 +405,12 @@ def _stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
 def _positive(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 30:
         raise InputError(f"session: {name} is {value!r}: it must be an integer from 1 to 2^30.")
+    return value
+
+
+def _sequence(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1 << 30:
+        raise InputError(f"session: sequence is {value!r}: it must be a whole number from 0.")
     return value
 
 
