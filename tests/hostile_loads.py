@@ -271,7 +271,8 @@ def mixer_cases() -> dict[str, tuple[Change, str | None]]:
     jitter, beyond = ".router_jitter_noise", ".rope.scaling.attn_factor_long"
     original = ".rope.scaling.original_context_length"
     cases: dict[str, tuple[Change, str | None]] = {
-        f"jitter {value}": (put(jitter, value, "FLOAT32"), jitter) for value in (np.nan, np.inf, -0.1)
+        f"jitter {value}": (put(jitter, value, "FLOAT32"), jitter)
+        for value in (np.nan, np.inf, -0.1)
     }
     cases |= {f"factor {value}": (put(beyond, value, "FLOAT32"), beyond) for value in (np.nan, 0.0)}
     return cases | {

@@ -1,0 +1,146 @@
+"""Several sequences in one context, and the line of long rope that each may cross by itself."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import phiggml as pg
+
+DATA = Path(__file__).parent / "data"
+LINE = 128
+# Batches of other sizes add in another order; the two sides of the line differ by 0.1 and more.
+BOUND = 1e-5
+
+Logits = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> pg.Model:
+    path = tmp_path_factory.mktemp("sequences") / "phi3-128k.gguf"
+    pg.convert(DATA / "phi3-128k-tiny", path, "F32")
+    return pg.Model(path)
+
+
+@pytest.fixture(scope="module")
+def tokens(model: pg.Model) -> npt.NDArray[np.int32]:
+    return np.random.default_rng(20240423).integers(3, model.n_vocab, 300).astype(np.int32)
+
+
+def exact_session(
+    model: pg.Model, n_ctx: int, *, n_batch: int = 512, n_seq_max: int = 1
+) -> pg.Session:
+    return pg.Session(
+        model,
+        n_ctx=n_ctx,
+        n_batch=n_batch,
+        n_seq_max=n_seq_max,
+        type_k="F32",
+        type_v="F32",
+        flash_attn=False,
+    )
+
+
+def at_once(model: pg.Model, tokens: npt.NDArray[np.int32]) -> Logits:
+    with exact_session(model, 512) as session:
+        return session.eval(tokens)
+
+
+def nrmse(found: Logits, truth: Logits) -> float:
+    difference = found.astype(np.float64) - truth
+    return float(np.sqrt(np.mean(difference**2) / np.mean(truth.astype(np.float64) ** 2)))
+
+
+def test_sequences_do_not_see_each_other(model: pg.Model, tokens: npt.NDArray[np.int32]) -> None:
+    """Each token by token, in turn, so that they cross the line at different calls."""
+    starts, n_steps = (LINE - 4, 20, LINE + 30), 8
+    with exact_session(model, 256, n_seq_max=3) as session:
+        texts = [np.roll(tokens, -i)[: start + n_steps] for i, start in enumerate(starts)]
+        for i, start in enumerate(starts):
+            session.eval(texts[i][:start], sequence=i)
+        for step in range(n_steps):
+            for i, start in enumerate(starts):
+                end = start + step + 1
+                found = session.eval(texts[i][end - 1 : end], sequence=i)
+                assert nrmse(found, at_once(model, texts[i][:end])) <= BOUND, (i, end)
+        for i, text in enumerate(texts):
+            assert session.sequence_tokens(i).tolist() == text.tolist()
+        assert session.tokens.tolist() == texts[0].tolist()
+
+
+def test_a_sequence_can_be_forgotten_alone(model: pg.Model, tokens: npt.NDArray[np.int32]) -> None:
+    with exact_session(model, 256, n_seq_max=2) as session:
+        session.eval(tokens[: LINE + 1])
+        session.eval(tokens[:9], sequence=1)
+        session.reset(sequence=0)
+        assert session.tokens.tolist() == []
+        assert nrmse(session.eval(tokens[:10]), at_once(model, tokens[:10])) <= BOUND
+        found = session.eval(tokens[9:10], sequence=1)
+        assert nrmse(found, at_once(model, tokens[:10])) <= BOUND
+
+
+@pytest.mark.parametrize("sequence", [-1, 2, 2**31, True, "0", None])
+def test_a_sequence_that_is_not_there(model: pg.Model, sequence: object) -> None:
+    with exact_session(model, 64, n_seq_max=2) as session:
+        for call in (
+            lambda: session.eval([5], sequence=sequence),  # type: ignore[arg-type]
+            lambda: session.sequence_tokens(sequence),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(pg.InputError, match="sequence is"):
+                call()
+        assert session.eval([5], sequence=1).shape == (model.n_vocab,)
+
+
+def test_crossing_the_line_is_logged_once(
+    model: pg.Model, tokens: npt.NDArray[np.int32], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, logger="phiggml"), pg.Session(model, n_ctx=256) as session:
+        session.eval(tokens[:LINE])
+        assert not [r for r in caplog.records if "long rope" in r.message]
+        for token in tokens[LINE : LINE + 3]:
+            session.eval([token])
+        (record,) = [r for r in caplog.records if "long rope" in r.message]
+    assert record.levelno == logging.DEBUG
+    assert "129 tokens" in record.message and "128 tokens are evaluated again" in record.message
+
+
+def test_logits_asked_for_are_those_of_the_new_tokens(
+    model: pg.Model, tokens: npt.NDArray[np.int32]
+) -> None:
+    """The call that crosses evaluates old tokens too, and gives none of their rows."""
+    with pg.Session(model, n_ctx=256, n_batch=32) as session:
+        whole = session.eval(tokens[:200], logits="all")
+        session.reset()
+        session.eval(tokens[:100])
+        rows = session.eval(tokens[100:200], logits="all")
+    assert rows.shape == (100, model.n_vocab)
+    assert nrmse(rows, whole[100:]) <= BOUND
+
+
+def test_what_fails_at_the_line_leaves_the_sequence(
+    model: pg.Model, tokens: npt.NDArray[np.int32]
+) -> None:
+    with exact_session(model, LINE + 1) as session:
+        session.eval(tokens[:LINE])
+        with pytest.raises(pg.SessionError, match="no room"):
+            session.eval(tokens[LINE : LINE + 2])
+        assert len(session.tokens) == LINE
+        found = session.eval(tokens[LINE : LINE + 1])
+        assert nrmse(found, at_once(model, tokens[: LINE + 1])) <= BOUND
+
+
+def test_an_answer_that_crosses_the_line(model: pg.Model, tokens: npt.NDArray[np.int32]) -> None:
+    """Greedy, so each token is the best after one evaluation of all before it."""
+    prompt, greedy = tokens[: LINE - 5], pg.Sampling(temperature=0)
+    answers = []
+    for n_ctx in (256, 4096):
+        with exact_session(model, n_ctx) as session:
+            answers.append(session.generate(prompt, max_tokens=12, sampling=greedy).tokens)
+    assert answers[0] == answers[1]
+    for i, token in enumerate(answers[0]):
+        before = np.concatenate([prompt, np.array(answers[0][:i], np.int32)])
+        assert int(np.argmax(at_once(model, before))) == token
