@@ -1,24 +1,29 @@
-"""Tiny random checkpoints of the three Phi-3 kinds, each in another released file layout."""
+"""Tiny random checkpoints of the Phi-3 kinds, each in another released file layout."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
-from nano_checkpoint import write_index, write_shards
 from nano_corpus import stories
 from nano_tokenizer import (
     ChatTokenizer,
     train_pieces,
     write_generation_config,
     write_tokenizer,
+)
+from nano_tokenizer_json import write_tokenizer_json
+from reference_bpe import PHI4, PHI4_MINI, BPEFiles, BPEKind
+from reference_weights import (
+    RandomWeights,
+    new_folder,
+    rope_factors,
+    write_config,
+    write_tensors,
 )
 
 ORIGINAL_CONTEXT = 4096
@@ -38,14 +43,25 @@ class TinyCheckpoint:
     kv_heads: int
     dtype: torch.dtype
     context: int = ORIGINAL_CONTEXT
-    sliding_window: int = 2047
-    long_rope: bool = False
+    sliding_window: int | None = 2047
+    original_context: int = ORIGINAL_CONTEXT
+    rope_type: str | None = None
+    rope_theta: float = 10000.0
+    rotary_share: float = 1.0
+    attention_gain: float = 1.0  # larger: sharper attention, which magnifies rounding
+    tied: bool = False
     shards: int = 1
     index: bool = True
+    both_layouts: bool = False
+    tokenizer_json: bool = False
 
     @property
     def head_size(self) -> int:
         return self.hidden // self.heads
+
+    @property
+    def rope_factors(self) -> dict[str, list[float]]:
+        return rope_factors(self.seed, int(self.head_size * self.rotary_share))
 
 
 CHECKPOINTS = (
@@ -59,6 +75,7 @@ CHECKPOINTS = (
         heads=4,
         kv_heads=4,
         dtype=torch.float32,
+        attention_gain=1.5,
     ),
     TinyCheckpoint(
         "phi3.5-mini-tiny",
@@ -71,9 +88,11 @@ CHECKPOINTS = (
         kv_heads=4,
         dtype=torch.bfloat16,
         context=131072,
+        attention_gain=1.5,
         sliding_window=262144,
-        long_rope=True,
+        rope_type="longrope",
         shards=2,
+        both_layouts=True,
     ),
     TinyCheckpoint(
         "phi3-medium-tiny",
@@ -85,63 +104,114 @@ CHECKPOINTS = (
         heads=8,
         kv_heads=2,
         dtype=torch.float16,
+        attention_gain=1.5,
         shards=2,
         index=False,
+    ),
+    TinyCheckpoint(
+        "phi3-window-tiny",
+        seed=4,
+        pieces=350,
+        hidden=64,
+        feed_forward=128,
+        layers=2,
+        heads=4,
+        kv_heads=4,
+        dtype=torch.bfloat16,
+        sliding_window=64,
+    ),
+    TinyCheckpoint(
+        "phi3-128k-tiny",
+        seed=5,
+        pieces=350,
+        hidden=64,
+        feed_forward=128,
+        layers=2,
+        heads=4,
+        kv_heads=4,
+        dtype=torch.bfloat16,
+        sliding_window=262144,
+        original_context=128,
+        rope_type="su",
+        shards=2,
+        tokenizer_json=True,
+    ),
+)
+
+BPE_CHECKPOINTS = (
+    (
+        PHI4,
+        TinyCheckpoint(
+            "phi4-tiny",
+            seed=6,
+            pieces=300,
+            hidden=64,
+            feed_forward=128,
+            layers=2,
+            heads=8,
+            kv_heads=2,
+            dtype=torch.bfloat16,
+            context=16384,
+            original_context=16384,
+            sliding_window=None,
+            rope_theta=250000.0,
+        ),
+    ),
+    (
+        PHI4_MINI,
+        TinyCheckpoint(
+            "phi4-mini-tiny",
+            seed=7,
+            pieces=300,
+            hidden=64,
+            feed_forward=128,
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            dtype=torch.bfloat16,
+            sliding_window=262144,
+            original_context=128,
+            rope_type="longrope",
+            rotary_share=0.75,
+            tied=True,
+        ),
     ),
 )
 
 
 def random_tensors(kind: TinyCheckpoint, rows: int) -> dict[str, torch.Tensor]:
-    """Weights so large that each layer changes the logits visibly, in the order of the release."""
-    rng = np.random.default_rng(kind.seed)
-
-    def matrix(n_out: int, n_in: int, gain: float = 1.0) -> torch.Tensor:
-        values = rng.standard_normal((n_out, n_in)) * gain / np.sqrt(n_in)
-        return torch.from_numpy(values.astype(np.float32)).to(kind.dtype)
-
-    def norm() -> torch.Tensor:
-        return torch.from_numpy(rng.uniform(0.5, 1.5, kind.hidden).astype(np.float32)).to(
-            kind.dtype
-        )
-
+    """The tensors of one kind, in the order of the release."""
+    w = RandomWeights(kind.seed, kind.dtype)
     n, kv = kind.hidden, kind.kv_heads * kind.head_size
-    tensors = {"model.embed_tokens.weight": matrix(rows, n, gain=np.sqrt(n))}
+    gain = 3.0 if kind.tied else np.sqrt(n)  # tied: logits as large as the others'
+    tensors = {"model.embed_tokens.weight": w.matrix(rows, n, gain=gain)}
     for i in range(kind.layers):
         layer = f"model.layers.{i}."
         tensors |= {
-            layer + "input_layernorm.weight": norm(),
-            layer + "mlp.down_proj.weight": matrix(n, kind.feed_forward, gain=2.0),
-            layer + "mlp.gate_up_proj.weight": matrix(2 * kind.feed_forward, n),
-            layer + "post_attention_layernorm.weight": norm(),
-            layer + "self_attn.o_proj.weight": matrix(n, n, gain=2.0),
-            layer + "self_attn.qkv_proj.weight": matrix(n + 2 * kv, n, gain=1.5),
+            layer + "input_layernorm.weight": w.norm(n),
+            layer + "mlp.down_proj.weight": w.matrix(n, kind.feed_forward, gain=2.0),
+            layer + "mlp.gate_up_proj.weight": w.matrix(2 * kind.feed_forward, n),
+            layer + "post_attention_layernorm.weight": w.norm(n),
+            layer + "self_attn.o_proj.weight": w.matrix(n, n, gain=2.0),
+            layer + "self_attn.qkv_proj.weight": w.matrix(n + 2 * kv, n, gain=kind.attention_gain),
         }
-    tensors["model.norm.weight"] = norm()
-    tensors["lm_head.weight"] = matrix(rows, n, gain=2.0)
+    tensors["model.norm.weight"] = w.norm(n)
+    if not kind.tied:
+        tensors["lm_head.weight"] = w.matrix(rows, n, gain=2.0)
     return tensors
 
 
-def rope_factors(kind: TinyCheckpoint) -> dict[str, list[float]]:
-    """Rising factors of the size that Phi-3.5-mini has: short near 1, long up to about 60."""
-    rng = np.random.default_rng(kind.seed + 100)
-    half = kind.head_size // 2
-    short = 1 + np.sort(rng.uniform(0, 2, half))
-    long = 1 + np.sort(rng.uniform(0, 60, half))
-    return {
-        "short_factor": [round(float(f), 4) for f in short],
-        "long_factor": [round(float(f), 4) for f in long],
-    }
-
-
-def base_config(kind: TinyCheckpoint, rows: int, eos_token_id: int) -> dict[str, object]:
-    """The fields that both layouts of config.json share."""
+def base_config(
+    kind: TinyCheckpoint, rows: int, *, special: Mapping[str, int]
+) -> dict[str, object]:
+    """The fields that both layouts of config.json share; ``special`` has ids of tokens."""
     return {
         "architectures": ["Phi3ForCausalLM"],
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "bos_token_id": 1,
+        "bos_token_id": special["bos"],
         "embd_pdrop": 0.0,
-        "eos_token_id": eos_token_id,
+        "eos_token_id": special["eos"],
         "hidden_act": "silu",
         "hidden_size": kind.hidden,
         "initializer_range": 0.02,
@@ -151,12 +221,12 @@ def base_config(kind: TinyCheckpoint, rows: int, eos_token_id: int) -> dict[str,
         "num_attention_heads": kind.heads,
         "num_hidden_layers": kind.layers,
         "num_key_value_heads": kind.kv_heads,
-        "original_max_position_embeddings": ORIGINAL_CONTEXT,
-        "pad_token_id": eos_token_id,
+        "original_max_position_embeddings": kind.original_context,
+        "pad_token_id": special["pad"],
         "resid_pdrop": 0.0,
         "rms_norm_eps": 1e-05,
         "sliding_window": kind.sliding_window,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": kind.tied,
         "use_cache": True,
         "vocab_size": rows,
     }
@@ -164,19 +234,24 @@ def base_config(kind: TinyCheckpoint, rows: int, eos_token_id: int) -> dict[str,
 
 def old_config(kind: TinyCheckpoint, base: Mapping[str, object]) -> dict[str, object]:
     """The layout of the releases of 2024: rope_theta and rope_scaling at the top."""
-    scaling = {"type": "longrope", **rope_factors(kind)} if kind.long_rope else None
+    scaling = {"type": kind.rope_type, **kind.rope_factors} if kind.rope_type else None
+    partial = {"partial_rotary_factor": kind.rotary_share} if kind.rotary_share < 1 else {}
     dtype = str(kind.dtype).removeprefix("torch.")
-    return {**base, "rope_scaling": scaling, "rope_theta": 10000.0, "torch_dtype": dtype}
+    rope = {"rope_scaling": scaling, "rope_theta": kind.rope_theta}
+    return {**base, **partial, **rope, "torch_dtype": dtype}
 
 
 def new_config(kind: TinyCheckpoint, base: Mapping[str, object]) -> dict[str, object]:
     """The layout that transformers 5 writes: everything about RoPE in rope_parameters."""
-    parameters: dict[str, object] = {"partial_rotary_factor": 1.0, "rope_theta": 10000.0}
-    if kind.long_rope:
+    parameters: dict[str, object] = {
+        "partial_rotary_factor": kind.rotary_share,
+        "rope_theta": kind.rope_theta,
+    }
+    if kind.rope_type:
         parameters |= {
-            "original_max_position_embeddings": ORIGINAL_CONTEXT,
+            "original_max_position_embeddings": kind.original_context,
             "rope_type": "longrope",
-            **rope_factors(kind),
+            **kind.rope_factors,
         }
     else:
         parameters["rope_type"] = "default"
@@ -184,34 +259,46 @@ def new_config(kind: TinyCheckpoint, base: Mapping[str, object]) -> dict[str, ob
     return {**base, "dtype": dtype, "rope_parameters": parameters}
 
 
-def write_checkpoint(kind: TinyCheckpoint, folder: Path) -> None:
-    """Write the complete checkpoint folder of ``kind``, replacing what was there."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    texts = [
-        text.lower() for text in stories(3000, kind.seed)
-    ]  # few characters: a small vocabulary
-    model = train_pieces(texts, size=kind.pieces)
+def write_sentencepiece(
+    folder: Path, kind: TinyCheckpoint, *, tokenizer_json: bool = False
+) -> ChatTokenizer:
+    """Train and write the tokenizer of Phi-3; few characters, so that its vocabulary is small."""
+    model = train_pieces([text.lower() for text in stories(3000, kind.seed)], size=kind.pieces)
     write_tokenizer(folder, model, max_length=kind.context)
     write_generation_config(folder, model)
-    tokenizer = ChatTokenizer(model)
+    if tokenizer_json:
+        write_tokenizer_json(folder, model)
+    return ChatTokenizer(model)
+
+
+def write_checkpoint(kind: TinyCheckpoint, folder: Path) -> None:
+    """Write the complete checkpoint folder of ``kind``, replacing what was there."""
+    new_folder(folder)
+    tokenizer = write_sentencepiece(folder, kind, tokenizer_json=kind.tokenizer_json)
     rows = tokenizer.padded_size
-    base = base_config(kind, rows, tokenizer.markers["<|endoftext|>"])
-    configs = {"config.json": old_config(kind, base)}
-    if kind.long_rope:
-        configs = {
-            "config.json": new_config(kind, base),
-            "config.rope_scaling.json": old_config(kind, base),
-        }
-    for file, config in configs.items():
-        text = json.dumps(dict(sorted(config.items())), indent=2) + "\n"
-        (folder / file).write_text(text, encoding="utf-8")
-    tensors = random_tensors(kind, rows)
-    if kind.shards == 1:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "model.safetensors").chmod(0o644)
-        return
-    weight_map = write_shards(folder, tensors, shards=kind.shards)
-    if kind.index:
-        write_index(folder, tensors, weight_map)
+    end = tokenizer.markers["<|endoftext|>"]
+    base = base_config(kind, rows, special={"bos": 1, "eos": end, "pad": end})
+    if kind.both_layouts:
+        write_config(folder, new_config(kind, base))
+        write_config(folder, old_config(kind, base), name="config.rope_scaling.json")
+    else:
+        write_config(folder, old_config(kind, base))
+    write_tensors(folder, random_tensors(kind, rows), shards=kind.shards, index=kind.index)
+
+
+def write_bpe_checkpoint(tokenizer: BPEKind, kind: TinyCheckpoint, folder: Path) -> None:
+    """Write the checkpoint folder of a Phi-4 kind; its embedding has rows beyond the tokens."""
+    new_folder(folder)
+    files = BPEFiles(tokenizer, seed=kind.seed, size=kind.pieces, max_length=kind.context)
+    files.write(folder)
+    rows = padded_rows(len(files.tokens))
+    end = files.ids["<|endoftext|>"]
+    ids = {"bos": end, "eos": files.ids[tokenizer.end], "pad": files.ids[tokenizer.pad or ""]}
+    base = base_config(kind, rows, special=ids)
+    write_config(folder, old_config(kind, base))
+    write_tensors(folder, random_tensors(kind, rows), shards=kind.shards, index=kind.index)
+
+
+def padded_rows(tokens: int, *, multiple: int = 64) -> int:
+    """Rows of an embedding that has some without a token."""
+    return (tokens // multiple + 1) * multiple
