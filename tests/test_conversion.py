@@ -104,16 +104,14 @@ def test_the_reference_checkpoints_convert_value_for_value(kind: str, tmp_path: 
     assert bool(factors) is (kind == "phi3.5-mini-tiny")
 
 
-def test_rows_are_read_without_a_copy_where_the_type_allows(tmp_path: Path) -> None:
+def test_rows_are_read_alone(tmp_path: Path) -> None:
     checkpoints.write_checkpoint(tmp_path, dtype="BF16")
     plan = plan_conversion(tmp_path)
     for tensor in plan.tensors:
         rows = math.prod(tensor.shape[:-1])
-        read = plan.read(tensor, rows // 2, rows)
-        assert read.dtype == np.uint8 and read.flags.c_contiguous
-        assert read.shape[0] == rows - rows // 2
-        assert read.flags.owndata is False
-        assert read.flags.writeable is (tensor.type != "BF16"), "a view of the file is read-only"
+        whole, half = plan.read(tensor, 0, rows), plan.read(tensor, rows // 2, rows)
+        assert half.dtype == np.uint8 and half.flags.c_contiguous
+        np.testing.assert_array_equal(half, whole[rows // 2 :])
 
 
 def phi3_metadata(folder: Path) -> dict[str, Any]:
@@ -358,11 +356,10 @@ def test_all_faults_of_a_config_are_reported_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"architectures": ["PhiForCausalLM"]}, "'PhiForCausalLM' is unknown.*Phi3ForCausalLM"),
-        ({"architectures": ..., "model_type": "phimoe"}, "'phimoe' is unknown"),
+        ({"architectures": ["Phi5ForCausalLM"]}, "'Phi5ForCausalLM' is unknown.*Phi3ForCausalLM"),
+        ({"architectures": ..., "model_type": "phi5"}, "'phi5' is unknown"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
-        ({"head_dim": 16}, "head_dim 16 times 4 heads is not hidden_size 32"),
     ],
 )
 def test_what_is_valid_but_not_done(changes: dict[str, Any], word: str, tmp_path: Path) -> None:

@@ -350,5 +350,5 @@ def test_other_tokenizers_are_unsupported(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="BPE"):
         plan_conversion(tmp_path)
     (tmp_path / "tokenizer.model").unlink()
-    with pytest.raises(UnsupportedError, match="only sentencepiece"):
+    with pytest.raises(UnsupportedError, match="no other kinds"):
         plan_conversion(tmp_path)

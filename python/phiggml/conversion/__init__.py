@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy.typing as npt
 
-from phiggml.conversion.plan import ConversionPlan, PlannedTensor, plan_conversion
+from phiggml.conversion.hub import Wanted, local_folder
+from phiggml.conversion.plan import ConversionPlan, plan_conversion
+from phiggml.conversion.planned_tensor import PlannedTensor
 from phiggml.errors import InputError
 from phiggml.quantization import (
     Progress,
@@ -20,9 +23,31 @@ from phiggml.quantization import (
 )
 from phiggml.source import SourceModel, SourceTensor
 
-__all__ = ["ConversionPlan", "PlannedTensor", "convert", "plan_conversion"]
+__all__ = [
+    "ConversionPlan",
+    "ConversionReport",
+    "PlannedTensor",
+    "convert",
+    "plan_conversion",
+]
 
 _DEFAULT_OPTIONS = QuantizeOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionReport(Report):
+    """What a conversion wrote (or would write, in a dry run: then str() shows the whole plan).
+
+    Attributes:
+        conversion: what each tensor and key is made of, and notes on what was left out.
+    """
+
+    conversion: ConversionPlan
+
+    def __str__(self) -> str:
+        if not self.written:
+            return f"{self.conversion}\n\n{super().__str__()}"
+        return "\n".join([*self.conversion.notes, super().__str__()])
 
 
 def _source_model(plan: ConversionPlan) -> SourceModel:
@@ -52,30 +77,33 @@ def convert(
     progress: Callable[[Progress], object] | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
-) -> Report:
+) -> ConversionReport:
     """Converts a Hugging Face checkpoint to a GGUF file, quantized on the way where asked.
 
     Args:
-        checkpoint: a folder with config.json, safetensors weights (bf16, f16 or f32) and
-            tokenizer.model. Nothing in it is executed; pickled weights are refused.
+        checkpoint: a folder with config.json, safetensors weights (bf16, f16 or f32) and a
+            tokenizer. Nothing in it is executed; pickled weights are refused. Of a model that
+            also sees or hears, the text part is converted. Where there is no such folder, an id of
+            the Hugging Face hub, "owner/name" or "owner/name@revision" (extra `hub`).
         out: the file to write.
         type: of the whole model, any case; see `model_types`.
         imatrix, overrides, options, threads, progress: as for `quantize_model`.
         overwrite: whether an existing file may be replaced.
-        dry_run: plan and report, but write nothing.
+        dry_run: plan and report, but write nothing; of the hub's weights only headers are fetched.
 
     Returns:
-        Report; str() of it is a table.
+        ConversionReport; str() of it is a table, in a dry run with the plan in front.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: there is no such folder, nor such a model on the hub.
+        PermissionError, ConnectionError: the hub refuses, or cannot be reached.
         FileExistsError: `out` exists and overwrite is False.
         FormatError: the checkpoint breaks its format; all faults are named together.
         InputError: as `quantize_model`, or `out` is a file of the checkpoint.
         UnsupportedError: the architecture, tokenizer or weight format is not converted here.
 
     Cost:
-        As `quantize_model`. Weights are read once, through a map, some rows at a time.
+        As `quantize_model`. Weights are read once, some rows at a time.
 
     Source:
         Tensors and metadata as llama.cpp's converter writes them for the same class, with the
@@ -87,10 +115,17 @@ def convert(
         >>> len(report.tensors), report.bits_per_weight < 9
         (27, True)
     """
-    plan = plan_conversion(Path(checkpoint))
+    job = WriteJob(imatrix, overrides, options, threads, progress, overwrite, dry_run)
+    wanted = Wanted.HEADERS if dry_run else Wanted.CHECKPOINT
+    with local_folder(checkpoint, operation="convert", wanted=wanted, progress=progress) as folder:
+        plan = plan_conversion(folder.path, model_id=folder.model_id)
+        return _carried_out(plan, Path(out), type, job=job)
+
+
+def _carried_out(plan: ConversionPlan, out: Path, type: str, *, job: WriteJob) -> ConversionReport:
     try:
-        _refuse_own_source(plan, Path(out))
-        job = WriteJob(imatrix, overrides, options, threads, progress, overwrite, dry_run)
-        return write_model(_source_model(plan), Path(out), type, job=job)
+        _refuse_own_source(plan, out)
+        report = write_model(_source_model(plan), out, type, job=job)
+        return ConversionReport(**vars(report), conversion=plan)
     finally:
         plan.checkpoint.close()

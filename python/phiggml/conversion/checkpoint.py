@@ -73,9 +73,11 @@ class Checkpoint:
                 tensors[name] = tensor
         return MappingProxyType(tensors)
 
-    def data(self, tensor: StoredTensor) -> npt.NDArray[np.uint8]:
-        """Returns the bytes of a tensor: uint8[nbytes], a read-only view over its file."""
-        return self.files[tensor.path.name].data(tensor)
+    def data(
+        self, tensor: StoredTensor, start: int = 0, stop: int | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Returns bytes [start, stop) of a tensor, or all, read from its file: uint8[...]."""
+        return self.files[tensor.path.name].data(tensor, start, stop)
 
     def close(self) -> None:
         for file in self.files.values():

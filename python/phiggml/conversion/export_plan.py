@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phiggml.conversion.architecture import Architecture, expanded
+from phiggml.conversion.architecture import Architecture, ConfigWriter, expanded
 from phiggml.conversion.export_documents import (
     encode_json,
     generation_config,
@@ -21,9 +21,9 @@ from phiggml.conversion.export_documents import (
     weight_index,
 )
 from phiggml.conversion.export_tokenizer import export_tokenizer
+from phiggml.conversion.family import ARCHITECTURES
 from phiggml.conversion.faults import Faults
 from phiggml.conversion.fields import Fields
-from phiggml.conversion.plan import ARCHITECTURES
 from phiggml.conversion.safetensors import encode_header, tensor_bytes
 from phiggml.errors import InputError, UnsupportedError
 from phiggml.gguf_value import GGUFStrings, GGUFValue
@@ -167,7 +167,7 @@ def plan_export(source: SourceModel, *, dtype: str | None, max_shard_bytes: int)
         UnsupportedError: the architecture or the tokenizer is not exported here.
     """
     path = source.paths[0]
-    architecture = _architecture(source, path)
+    architecture, write_config = _architecture(source, path)
     faults = Faults("export")
     values = _ReadKeys(source.metadata)
     metadata = Fields(values, path, faults)
@@ -175,7 +175,7 @@ def plan_export(source: SourceModel, *, dtype: str | None, max_shard_bytes: int)
     embedding = tensors.get("token_embd.weight")
     rows = embedding.shape[0] if embedding else 1
     vectors = _vectors(architecture, tensors, metadata)
-    config = architecture.write_config(metadata, vectors, rows)
+    config = write_config(metadata, vectors, rows)
     matches = []
     # Wrong sizes would only make every tensor look wrong.
     if not faults.sentences:
@@ -211,14 +211,17 @@ def plan_export(source: SourceModel, *, dtype: str | None, max_shard_bytes: int)
     return ExportPlan(architecture.name, chosen, placed, MappingProxyType(documents), notes)
 
 
-def _architecture(source: SourceModel, path: Path) -> Architecture:
+def _architecture(source: SourceModel, path: Path) -> tuple[Architecture, ConfigWriter]:
+    known = []
     for architecture in ARCHITECTURES:
+        if architecture.write_config is None:
+            continue
         if source.architecture == architecture.gguf_name:
-            return architecture
-    known = ", ".join(f"{a.gguf_name!r} ({a.name})" for a in ARCHITECTURES)
+            return architecture, architecture.write_config
+        known.append(f"{architecture.gguf_name!r} ({architecture.name})")
     raise UnsupportedError(
         f"export: {path}: architecture {source.architecture!r} cannot be exported. "
-        f"These can: {known}."
+        f"These can: {', '.join(known)}."
     )
 
 
@@ -266,7 +269,8 @@ def _matched(
 
     matches = []
     placed = set(architecture.vectors)
-    for rule, name, target in expanded(architecture.rules, dimensions["layers"]):
+    for rule, layer in expanded(architecture.rules, dimensions["layers"]):
+        name, target = rule.source.format(layer=layer), rule.target.format(layer=layer)
         placed.add(target)
         tensor = tensors.get(target)
         if tensor is None:

@@ -41,6 +41,7 @@ _BEGIN, _END = "<s>", "</s>"
 _BYTES = frozenset(f"<0x{value:02X}>" for value in range(256))
 _MOST_TOKENS = 1 << 20
 _SHOWN = 5
+_FLAGS = ("lstrip", "normalized", "rstrip", "single_word")
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,9 @@ def _end(mask: npt.NDArray[np.bool_]) -> int:
 def export_tokenizer(metadata: Fields) -> ExportedTokenizer | None:
     """Turns tokenizer.* metadata into the tokenizer files of a checkpoint.
 
-    White space right of added tokens is stripped where llama.cpp does so, which goes by the
-    model's name. A text after an added token begins with a space, as llama.cpp has it.
+    White space right of added tokens is stripped where the file says so, or else where llama.cpp
+    does so, which goes by the model's name. A text after an added token begins with a space, as
+    llama.cpp has it, unless the file says otherwise.
 
     Returns:
         What to write; None where the vocabulary has faults (metadata.faults tells them).
@@ -136,7 +138,7 @@ def export_tokenizer(metadata: Fields) -> ExportedTokenizer | None:
     special = _special_tokens(table, ids, entries)
     return ExportedTokenizer(
         model=encoded,
-        fast=encode_fast_tokenizer(model, table.tokens, entries),
+        fast=encode_fast_tokenizer(model, table.tokens, entries, scheme=_scheme(metadata)),
         added={table.tokens[i]: i for i in entries if i >= count},
         config={
             **{key: entry["content"] for key, entry in special.items()},
@@ -290,19 +292,40 @@ def _unknown_id(metadata: Fields, table: _Table, count: int) -> int | None:
 def _added_tokens(metadata: Fields, table: _Table, count: int) -> dict[int, dict[str, Any]]:
     """The checkpoint's list of added tokens by id: content and flags."""
     strips = name_strips(str(metadata.raw("general.name")))
+    flagged = {flag: _flagged(metadata, flag) for flag in _FLAGS}
     chosen = table.added()
     chosen[count:] |= table.special()[count:]
-    return {
-        i: {
+    entries = {}
+    for i in np.flatnonzero(chosen).tolist():
+        entries[i] = {
             "content": table.tokens[i],
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": strips and table.tokens[i] not in NEVER_STRIP,
-            "single_word": False,
+            **{flag: ids is not None and i in ids for flag, ids in flagged.items()},
             "special": bool(table.types[i] == CONTROL),
         }
-        for i in np.flatnonzero(chosen).tolist()
-    }
+        if flagged["rstrip"] is None:
+            entries[i]["rstrip"] = strips and table.tokens[i] not in NEVER_STRIP
+    return entries
+
+
+def _flagged(metadata: Fields, flag: str) -> frozenset[int] | None:
+    """Ids of added tokens with a flag; None where the file does not say."""
+    key = f"phiggml.tokenizer.{flag}"
+    values = metadata.raw(key)
+    if values is None:
+        return None
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
+        metadata.fault(key, "must be an array of integers.")
+        return None
+    return frozenset(values.tolist())
+
+
+def _scheme(metadata: Fields) -> str:
+    """Which texts begin with a space: "always" and "first" but for those that have one, or each."""
+    key = "phiggml.tokenizer.prepend_scheme"
+    scheme = metadata.text(key, "") if metadata.has(key) else "each"
+    if scheme not in ("each", "always", "first"):
+        metadata.fault(key, 'must be "always" or "first".')
+    return scheme
 
 
 def _token_ids(metadata: Fields, n_tokens: int) -> dict[str, int]:
@@ -332,10 +355,9 @@ def _special_tokens(
         if token == padding_token(token_id):
             continue
         entry = entries.get(token_id, {"content": token})
-        flags = ("lstrip", "normalized", "rstrip", "single_word")
         special[f"{name}_token"] = {
             "content": token,
-            **{flag: bool(entry.get(flag)) for flag in flags},
+            **{flag: bool(entry.get(flag)) for flag in _FLAGS},
         }
     return special
 

@@ -16,7 +16,11 @@ _LONGEST_PIECE = 512
 
 
 def encode_fast_tokenizer(
-    model: SentencePieceModel, tokens: Sequence[str], added: Mapping[int, Mapping[str, Any]]
+    model: SentencePieceModel,
+    tokens: Sequence[str],
+    added: Mapping[int, Mapping[str, Any]],
+    *,
+    scheme: str = "each",
 ) -> bytes:
     """Writes a tokenizer.json that does what the sentencepiece model does.
 
@@ -24,6 +28,8 @@ def encode_fast_tokenizer(
         model: pieces, scores and types.
         tokens: of the whole vocabulary, by id.
         added: id -> content and flags of each added token.
+        scheme: which texts get a space in front, if the model puts one there: "each" between added
+            tokens, or Metaspace's "always" or "first".
 
     Source:
         The serialization of the tokenizers library (model BPE with byte_fallback), with the
@@ -38,14 +44,19 @@ def encode_fast_tokenizer(
         vocabulary |= {tokens[i]: i for i in range(count, last + 1)}
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     prepend = [{"type": "Prepend", "prepend": _SPACE}] if model.add_dummy_prefix else []
+    normalizer: dict[str, Any] | None
+    normalizer, splitter = {"type": "Sequence", "normalizers": [*prepend, replace]}, None
+    if scheme != "each" and model.add_dummy_prefix:
+        metaspace = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": scheme}
+        normalizer, splitter = None, {**metaspace, "split": False}
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     document = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": _added_tokens(model, added),
-        "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]},
-        "pre_tokenizer": None,
+        "normalizer": normalizer,
+        "pre_tokenizer": splitter,
         "post_processor": None,
         "decoder": {
             "type": "Sequence",

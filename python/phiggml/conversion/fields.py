@@ -11,9 +11,11 @@ import numpy as np
 
 from phiggml.conversion.faults import Faults
 
-__all__ = ["INT32_MAX", "Fields", "is_number", "is_text", "shortest"]
+__all__ = ["INT32_MAX", "LEAST", "Fields", "is_number", "is_text", "shortest"]
 
 INT32_MAX = 2**31 - 1
+# No float32 of interest is smaller; what counts as greater than 0.
+LEAST = 1e-37
 
 
 def is_text(value: Any) -> TypeGuard[str]:
@@ -73,15 +75,23 @@ class Fields:
             return minimum
         return value
 
-    def number(self, name: str, default: float | None = None, *, maximum: float = 3.4e38) -> float:
-        """A number greater than 0 that a float32 can hold."""
+    def number(
+        self,
+        name: str,
+        default: float | None = None,
+        *,
+        minimum: float = LEAST,
+        maximum: float = 3.4e38,
+    ) -> float:
+        """A number that a float32 can hold, greater than 0 unless the minimum is 0."""
         value = self._values.get(name)
         if value is None:
             if default is None:
                 self._missing(name)
             return 1.0 if default is None else default
-        if not is_number(value) or not 1e-37 <= value <= maximum:
-            self.fault(name, f"must be a number above 0 and at most {maximum:g}.")
+        if not is_number(value) or not minimum <= value <= maximum:
+            least = "above 0" if minimum == LEAST else f"from {minimum:g}"
+            self.fault(name, f"must be a number {least} and at most {maximum:g}.")
             return 1.0
         return float(value)
 
@@ -96,7 +106,7 @@ class Fields:
             self.fault(
                 name, f"holds {len(value)} numbers; {length} are needed, half a rotary size."
             )
-        elif not all(is_number(item) and 1e-37 <= item <= 3.4e38 for item in value):
+        elif not all(is_number(item) and LEAST <= item <= 3.4e38 for item in value):
             self.fault(name, "must hold finite numbers above 0 only.")
         else:
             return tuple(float(item) for item in value)

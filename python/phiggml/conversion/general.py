@@ -13,7 +13,7 @@ from phiggml.conversion.model_card import read_model_card
 from phiggml.conversion.naming import named_for_tokenizer, parse_model_id, size_label, title
 from phiggml.gguf_value import GGUFStrings
 
-__all__ = ["general_card", "general_metadata", "general_sampling"]
+__all__ = ["card_metadata", "general_card", "general_metadata", "general_sampling"]
 
 # generation_config.json's name and GGUF's; all but top_k are FLOAT32.
 _SAMPLING = {
@@ -45,9 +45,11 @@ def _sampling(generation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _names(
-    folder: Path, config: dict[str, Any], card: dict[str, Any], parameters: int
+    own: str, config: dict[str, Any], card: dict[str, Any], *, parameters: int, is_id: bool
 ) -> dict[str, str]:
-    """Parts of the name: config.json's _name_or_path if it is an id, completed by the folder's.
+    """Parts of the name: config.json's _name_or_path if it is an id, completed by its own name.
+
+    Its own name is the folder's, or the id of the hub, which goes before what config.json says.
 
     A card that gives a name and a size label, as an exported checkpoint's does, leaves nothing
     to guess.
@@ -55,10 +57,10 @@ def _names(
     given_parts = {k: v for k, v in card.items() if k in _NAMED and isinstance(v, str)}
     if {"name", "size_label"} <= given_parts.keys():
         return given_parts
-    ids = [folder.resolve().name]
+    ids = [own]
     given = config.get("_name_or_path")
     if isinstance(given, str) and given and is_text(given) and given.count("/") <= 1:
-        ids.insert(0, given)
+        ids.insert(1 if is_id else 0, given)
     parts: dict[str, str] = {}
     for model_id in filter(is_text, ids):
         name = parse_model_id(model_id, parameters)
@@ -78,7 +80,9 @@ def _names(
     return parts
 
 
-def _card_metadata(card: dict[str, Any]) -> dict[str, Any]:
+def card_metadata(card: dict[str, Any]) -> dict[str, Any]:
+    """What a model card's head says, as general.*: licence, tags and languages."""
+
     def listed(*keys: str) -> list[str]:
         values = (card.get(key, []) for key in keys)
         return [item for v in values for item in ([v] if isinstance(v, str) else v)]
@@ -100,6 +104,7 @@ def general_metadata(
     *,
     parameters: int,
     strips: bool,
+    model_id: str | None = None,
 ) -> dict[str, Any]:
     """The general.* keys, without file_type and quantization_version.
 
@@ -109,13 +114,15 @@ def general_metadata(
         generation: generation_config.json, or an empty mapping.
         parameters: elements of all tensors together.
         strips: whether white space right of special tokens vanishes; decides the name's spelling.
+        model_id: "owner/name", if it is known by an id.
     """
     card = read_model_card(folder)
-    names = _names(folder, config, card, parameters)
+    own = folder.resolve().name if model_id is None else model_id
+    names = _names(own, config, card, parameters=parameters, is_id=model_id is not None)
     names["name"] = named_for_tokenizer(names["name"], strips=strips)
     metadata: dict[str, Any] = {"general.type": "model", **_sampling(generation)}
     metadata.update({f"general.{key}": value for key, value in names.items()})
-    metadata.update(_card_metadata(card))
+    metadata.update(card_metadata(card))
     return metadata
 
 

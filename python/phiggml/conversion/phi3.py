@@ -14,24 +14,34 @@ from phiggml.conversion.architecture import (
     ModelConfig,
     TensorRule,
 )
+from phiggml.conversion.decoder_config import (
+    MAX_LAYERS,
+    DecoderSizes,
+    read_sizes,
+    require_supported,
+)
 from phiggml.conversion.fields import Fields, shortest
+from phiggml.conversion.rope import ROPE_VECTORS, Rope, read_rope
 from phiggml.errors import UnsupportedError
 
-__all__ = ["PHI3"]
+__all__ = ["PHI3", "PHI3_IGNORED", "PHI3_RULES", "read_phi3_config"]
 
-# llama.cpp's LLAMA_MAX_LAYERS.
-_MAX_LAYERS = 512
-_MAX_VOCABULARY = 1 << 24
 # The default of transformers' Phi3Config.
 _ORIGINAL_CONTEXT = 4096
-# "su" is the first name of LongRoPE; transformers reads "yarn" in a Phi-3 config as LongRoPE too.
-_LONG_ROPE = frozenset({"longrope", "su", "yarn"})
-_VECTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
+# transformers reads "yarn" in a Phi-3 config as LongRoPE.
+_LONG_ROPE_TOO = frozenset({"yarn"})
+_HEAD_SIZES = ("phi3.attention.key_length", "phi3.attention.value_length")
 # Of a file of this context length that does not name its window (those of the first months).
 _PLAIN_CONTEXT, _PLAIN_WINDOW = 4096, 2047
 
+# Buffers of the rotary embedding, which older versions of transformers saved.
+PHI3_IGNORED = (
+    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+    r"model\.rotary_emb\.inv_freq",
+)
+
 _LAYER = "model.layers.{layer}."
-_RULES = (
+PHI3_RULES = (
     TensorRule("model.embed_tokens.weight", "token_embd.weight", ("vocabulary", "hidden")),
     TensorRule(
         _LAYER + "input_layernorm.weight", "blk.{layer}.attn_norm.weight", ("hidden",), float32=True
@@ -59,14 +69,11 @@ _RULES = (
 )
 
 
-def _dimensions(hidden: int, heads: int, kv_heads: int, *, feed_forward: int) -> dict[str, int]:
-    head_size = hidden // heads
+def _dimensions(sizes: DecoderSizes) -> dict[str, int]:
     return {
-        "hidden": hidden,
-        "heads": head_size * heads,
-        "qkv": head_size * (heads + 2 * kv_heads),
-        "feed_forward": feed_forward,
-        "gate_up": 2 * feed_forward,
+        **sizes.dimensions,
+        "qkv": sizes.head_size * (sizes.heads + 2 * sizes.kv_heads),
+        "gate_up": 2 * sizes.feed_forward,
     }
 
 
@@ -75,106 +82,43 @@ def _attention_factor(scale: float, original: int) -> float:
     return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
 
 
-def _read_rope(
-    config: Fields, head_size: int | None, context: int
-) -> tuple[dict[str, Any], dict[str, tuple[float, ...]]]:
-    """Metadata and factor tensors from rope_scaling (old) or rope_parameters (new).
-
-    `head_size` is None where it is unknown because of other faults.
-    """
-    rope = config.inner("rope_scaling" if config.raw("rope_scaling") else "rope_parameters")
-    kind = rope.text("rope_type", rope.text("type", "default")).lower()
-    share_of = rope if rope.has("partial_rotary_factor") else config
-    share = share_of.number("partial_rotary_factor", 1.0, maximum=1.0)
-    rotary_size = None if head_size is None else int(head_size * share)
-    if rotary_size is not None and (rotary_size < 2 or rotary_size % 2):
-        share_of.fault(
-            "partial_rotary_factor",
-            f"leaves {rotary_size} of {head_size} elements of a head to rotate; "
-            "an even number above 0 is needed.",
-        )
-    original_of = config if config.has("original_max_position_embeddings") else rope
-    original = original_of.integer("original_max_position_embeddings", _ORIGINAL_CONTEXT, minimum=2)
-    theta_of = rope if rope.has("rope_theta") else config
+def _rope_metadata(rope: Rope, context: int) -> dict[str, Any]:
+    original = _ORIGINAL_CONTEXT if rope.original is None else rope.original
     metadata: dict[str, Any] = {
         "phi3.rope.scaling.original_context_length": original,
-        "phi3.rope.dimension_count": rotary_size,
-        "phi3.rope.freq_base": theta_of.number("rope_theta", 10_000.0),
+        "phi3.rope.dimension_count": rope.size,
+        "phi3.rope.freq_base": rope.theta,
     }
-    if kind == "default":
-        return metadata, {}
-    if kind not in _LONG_ROPE:
-        known = ", ".join(sorted(_LONG_ROPE))
-        rope.fault("rope_type" if rope.has("rope_type") else "type", f"known are {known}, null.")
-        return metadata, {}
-    pairs = None if rotary_size is None else rotary_size // 2
-    fields = ("long_factor", "short_factor")
-    vectors = {
-        name: rope.numbers(field, pairs) for name, field in zip(_VECTORS, fields, strict=True)
-    }
-    if rope.has("attention_factor"):
-        factor = rope.number("attention_factor")
-    else:
-        factor = _attention_factor(rope.number("factor", context / original), original)
-    metadata["phi3.rope.scaling.attn_factor"] = factor
-    return metadata, vectors
+    if rope.is_long:
+        if rope.fields.has("attention_factor"):
+            factor = rope.fields.number("attention_factor")
+        else:
+            scale = rope.fields.number("factor", context / original)
+            factor = _attention_factor(scale, original)
+        metadata["phi3.rope.scaling.attn_factor"] = factor
+    return metadata
 
 
-def _check_supported(config: Fields, head_size: int, heads: int, hidden: int) -> None:
-    activation = config.text("hidden_act", "silu")
-    if activation != "silu":
-        raise UnsupportedError(
-            f"convert: {config.path}: hidden_act is {activation!r}; Phi-3's graph has silu only."
-        )
-    if config.raw("quantization_config"):
-        raise UnsupportedError(
-            f"convert: {config.path}: the checkpoint is quantized already "
-            "(quantization_config). Give the one it was made from."
-        )
-    if head_size * heads != hidden:
-        raise UnsupportedError(
-            f"convert: {config.path}: head_dim {head_size} times {heads} heads is not hidden_size "
-            f"{hidden}; llama.cpp's phi3 graph needs them equal."
-        )
-
-
-def _read_config(config: Fields) -> ModelConfig:
-    hidden = config.integer("hidden_size")
-    heads = config.integer("num_attention_heads")
-    kv_heads = config.integer("num_key_value_heads", heads)
-    layers = config.integer("num_hidden_layers", maximum=_MAX_LAYERS)
-    feed_forward = config.integer("intermediate_size")
-    vocabulary = config.integer("vocab_size", maximum=_MAX_VOCABULARY)
-    context = config.integer("max_position_embeddings")
-    head_size = config.integer("head_dim", max(hidden // heads, 1))
-    # Sizes that are wrong themselves would only seem to contradict each other.
-    sound = not config.faults.sentences
-    if sound and not config.has("head_dim") and hidden % heads:
-        config.fault("num_attention_heads", f"does not divide hidden_size {hidden}.")
-    if sound and heads % kv_heads:
-        config.fault("num_key_value_heads", f"does not divide num_attention_heads {heads}.")
-    rope, vectors = _read_rope(config, head_size if sound else None, context)
+def read_phi3_config(config: Fields) -> ModelConfig:
+    """What the config.json of a Phi-3, or of a model whose text part is one, says."""
+    sizes = read_sizes(config)
+    rope = read_rope(config, sizes.head_size if sizes.sound else None, also_long=_LONG_ROPE_TOO)
     metadata = {
-        "phi3.context_length": context,
-        "phi3.embedding_length": hidden,
-        "phi3.feed_forward_length": feed_forward,
-        "phi3.block_count": layers,
-        "phi3.attention.head_count": heads,
-        "phi3.attention.head_count_kv": kv_heads,
+        **sizes.metadata("phi3"),
         "phi3.attention.layer_norm_rms_epsilon": config.number("rms_norm_eps", 1e-5),
         # 0 says "no window"; at 4096 tokens of context an absent key is taken for 2047.
         "phi3.attention.sliding_window": config.integer("sliding_window", 0, minimum=0),
-        **rope,
+        **_rope_metadata(rope, sizes.context),
     }
+    if not sizes.is_split_evenly:
+        # llama.cpp's own graph has no use for these; ours has.
+        metadata |= dict.fromkeys(_HEAD_SIZES, sizes.head_size)
+    vectors = rope.vectors()
     tied = config.boolean("tie_word_embeddings", False)
     if not config.faults.sentences:
-        _check_supported(config, head_size, heads, hidden)
+        require_supported(config, "silu")
     return ModelConfig(
-        dimensions={
-            "layers": layers,
-            "vocabulary": vocabulary,
-            **_dimensions(hidden, heads, kv_heads, feed_forward=feed_forward),
-        },
+        dimensions=_dimensions(sizes),
         conditions={"tied": tied},
         metadata=metadata,
         vectors=vectors,
@@ -206,7 +150,7 @@ def _write_rope(
     original = metadata.integer(key, _ORIGINAL_CONTEXT, minimum=2)
     fields["original_max_position_embeddings"] = original
     scaling: dict[str, Any] = {"type": "longrope"}
-    for name, field in zip(_VECTORS, ("long_factor", "short_factor"), strict=True):
+    for name, field in ROPE_VECTORS.items():
         values = vectors.get(name, ())
         if len(values) != rotary_size // 2 or not all(1e-37 <= v <= 3.4e38 for v in values):
             metadata.faults.add(
@@ -222,10 +166,17 @@ def _write_rope(
     return {**fields, "rope_scaling": scaling}
 
 
-def _check_exportable(metadata: Fields, head_size: int, rows: int) -> None:
-    for name in ("phi3.attention.key_length", "phi3.attention.value_length"):
-        if metadata.integer(name, head_size) != head_size:
-            metadata.fault(name, f"must be embedding_length / head_count, {head_size}.")
+def _written_head_size(metadata: Fields, hidden: int, heads: int) -> int:
+    """What the file says about keys and values, which a checkpoint has one number for."""
+    key_size, value_size = (metadata.integer(k, max(hidden // heads, 1)) for k in _HEAD_SIZES)
+    if key_size != value_size:
+        metadata.fault(_HEAD_SIZES[1], f"must be that of keys, {key_size}.")
+    if hidden % heads and not metadata.has(_HEAD_SIZES[0]):
+        metadata.fault("phi3.attention.head_count", f"does not divide {hidden}, the width.")
+    return key_size
+
+
+def _check_exportable(metadata: Fields, rows: int) -> None:
     if metadata.integer("phi3.vocab_size", rows) != rows:
         metadata.fault("phi3.vocab_size", f"differs from the {rows} rows of token_embd.weight.")
     kind = metadata.text("phi3.rope.scaling.type", "none")
@@ -241,59 +192,54 @@ def _write_config(
 ) -> CheckpointConfig:
     hidden = metadata.integer("phi3.embedding_length")
     heads = metadata.integer("phi3.attention.head_count")
-    kv_heads = metadata.integer("phi3.attention.head_count_kv", heads)
-    layers = metadata.integer("phi3.block_count", maximum=_MAX_LAYERS)
-    feed_forward = metadata.integer("phi3.feed_forward_length")
-    context = metadata.integer("phi3.context_length")
+    sizes = DecoderSizes(
+        hidden=hidden,
+        heads=heads,
+        kv_heads=metadata.integer("phi3.attention.head_count_kv", heads),
+        head_size=_written_head_size(metadata, hidden, heads),
+        feed_forward=metadata.integer("phi3.feed_forward_length"),
+        layers=metadata.integer("phi3.block_count", maximum=MAX_LAYERS),
+        vocabulary=rows,
+        context=metadata.integer("phi3.context_length"),
+        sound=not metadata.faults.sentences,
+    )
     epsilon = metadata.number("phi3.attention.layer_norm_rms_epsilon")
-    if not metadata.faults.sentences:
-        if hidden % heads:
-            metadata.fault("phi3.attention.head_count", f"does not divide {hidden}, the width.")
-        if heads % kv_heads:
-            metadata.fault("phi3.attention.head_count_kv", f"does not divide {heads}, the heads.")
+    if sizes.sound and heads % sizes.kv_heads:
+        metadata.fault("phi3.attention.head_count_kv", f"does not divide {heads}, the heads.")
     if metadata.faults.sentences:
         # Wrong sizes would only make what depends on them look wrong.
         return CheckpointConfig({}, {})
-    head_size = hidden // heads
-    _check_exportable(metadata, head_size, rows)
+    _check_exportable(metadata, rows)
     window = metadata.integer(
         "phi3.attention.sliding_window",
-        _PLAIN_WINDOW if context == _PLAIN_CONTEXT else 0,
+        _PLAIN_WINDOW if sizes.context == _PLAIN_CONTEXT else 0,
         minimum=0,
     )
     fields = {
         "attention_bias": False,
         "hidden_act": "silu",
         "hidden_size": hidden,
-        "intermediate_size": feed_forward,
-        "max_position_embeddings": context,
+        "intermediate_size": sizes.feed_forward,
+        "max_position_embeddings": sizes.context,
         "num_attention_heads": heads,
-        "num_hidden_layers": layers,
-        "num_key_value_heads": kv_heads,
+        "num_hidden_layers": sizes.layers,
+        "num_key_value_heads": sizes.kv_heads,
         "rms_norm_eps": shortest(epsilon),
         "sliding_window": window or None,
         "use_cache": True,
-        **_write_rope(metadata, vectors, head_size, context),
+        **({} if sizes.is_split_evenly else {"head_dim": sizes.head_size}),
+        **_write_rope(metadata, vectors, sizes.head_size, sizes.context),
     }
-    return CheckpointConfig(
-        dimensions={
-            "layers": layers,
-            **_dimensions(hidden, heads, kv_heads, feed_forward=feed_forward),
-        },
-        fields=fields,
-    )
+    return CheckpointConfig(dimensions=_dimensions(sizes), fields=fields)
 
 
 PHI3 = Architecture(
     name="Phi3ForCausalLM",
     model_type="phi3",
     gguf_name="phi3",
-    rules=_RULES,
-    vectors=_VECTORS,
-    ignored=(
-        r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
-        r"model\.rotary_emb\.inv_freq",
-    ),
-    read_config=_read_config,
+    rules=PHI3_RULES,
+    vectors=tuple(ROPE_VECTORS),
+    ignored=PHI3_IGNORED,
+    read_config=read_phi3_config,
     write_config=_write_config,
 )

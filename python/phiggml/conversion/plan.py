@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,49 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from phiggml.conversion.architecture import Architecture, ModelConfig, expanded
+from phiggml.conversion.architecture import Architecture, ModelConfig
 from phiggml.conversion.checkpoint import Checkpoint
+from phiggml.conversion.family import architecture_of
 from phiggml.conversion.faults import Faults
 from phiggml.conversion.fields import Fields
 from phiggml.conversion.general import general_metadata
 from phiggml.conversion.jsonfile import read_object
-from phiggml.conversion.phi3 import PHI3
-from phiggml.conversion.safetensors import StoredTensor
+from phiggml.conversion.match import match_tensors
+from phiggml.conversion.planned_tensor import Piece, PlannedTensor
 from phiggml.conversion.special_tokens import special_token_metadata
-from phiggml.conversion.vocabulary import Vocabulary
-from phiggml.errors import FormatError, UnsupportedError
+from phiggml.conversion.vocabulary import Vocabulary, read_vocabulary
+from phiggml.errors import FormatError
 
-__all__ = ["ConversionPlan", "PlannedTensor", "plan_conversion"]
-
-ARCHITECTURES = (PHI3,)
-_FLOAT_DTYPES = ("BF16", "F16", "F32")
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """One tensor of the GGUF file before quantization.
-
-    Args:
-        name: in the GGUF file.
-        shape: numpy order.
-        type: what is handed to the quantizer: BF16, F16 or F32.
-        source: the checkpoint's tensor, or None where config.json itself holds the values.
-        values: those values.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    source: StoredTensor | None
-    values: tuple[float, ...] = ()
-
-    def __str__(self) -> str:
-        shape = " x ".join(map(str, self.shape))
-        if self.source is None:
-            origin = "config.json"
-        else:
-            origin = f"{self.source.path.name}: {self.source.name} {self.source.dtype}"
-        return f"{self.name:32} {shape:>16} {self.type:5} <- {origin}"
+__all__ = ["ConversionPlan", "plan_conversion"]
 
 
 @dataclass(frozen=True)
@@ -92,14 +62,31 @@ class ConversionPlan:
         """Rows [start, stop) of a tensor in its planned type: uint8[stop - start, row_bytes].
 
         Cost:
-            A view over the mapped file, except where BF16 or F16 become F32.
+            Reads these rows alone; one more copy where BF16 or F16 become F32, or where the rows
+            lie in several pieces.
         """
-        if tensor.source is None:
+        if not tensor.pieces:
             row = np.asarray([tensor.values], dtype="<f4").view(np.uint8)
             return row[start:stop]
-        stored = tensor.source
-        data = self.checkpoint.data(stored).reshape(math.prod(tensor.shape[:-1]), -1)[start:stop]
-        return data if stored.dtype == tensor.type else _to_float32(data, stored.dtype)
+        found = []
+        first = 0
+        for piece in tensor.pieces:
+            rows = piece.stop - piece.start
+            low, high = max(start - first, 0), min(stop - first, rows)
+            if low < high:
+                found.append(self._rows(tensor, piece, low, high))
+            first += rows
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _rows(
+        self, tensor: PlannedTensor, piece: Piece, start: int, stop: int
+    ) -> npt.NDArray[np.uint8]:
+        """Rows [start, stop) of a piece."""
+        stored = piece.tensor
+        row_bytes = stored.nbytes // math.prod(stored.shape[:-1])
+        first, last = ((piece.start + row) * row_bytes for row in (start, stop))
+        rows = self.checkpoint.data(stored, first, last).reshape(-1, row_bytes)
+        return rows if stored.dtype == tensor.type else _to_float32(rows, stored.dtype)
 
 
 def _metadata_line(item: tuple[str, Any]) -> str:
@@ -120,75 +107,6 @@ def _to_float32(data: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.uint8
     return values.view(np.uint8)
 
 
-def _match(
-    architecture: Architecture,
-    config: ModelConfig,
-    stored: Mapping[str, StoredTensor],
-    checkpoint: Checkpoint,
-    faults: Faults,
-) -> tuple[PlannedTensor, ...]:
-    """Uses each source tensor once and produces each target once, or says what prevents it."""
-    planned = {
-        name: PlannedTensor(name, (len(values),), "F32", None, values)
-        for name, values in config.vectors.items()
-    }
-    used: set[str] = set()
-    for rule, source, target in expanded(architecture.rules, config.dimensions["layers"]):
-        tensor = stored.get(source)
-        if tensor is None:
-            if rule.optional_if is None or not config.conditions[rule.optional_if]:
-                faults.add(checkpoint.folder, f"tensor {source!r} is missing.")
-            continue
-        if source in used or target in planned:
-            faults.add(tensor.path, f"tensor {source!r} -> {target!r}: is taken twice.")
-        used.add(source)
-        shape = tuple(config.dimensions[name] for name in rule.shape)
-        if tensor.shape != shape:
-            expected = f"({', '.join(f'{n} {s}' for n, s in zip(rule.shape, shape, strict=True))})"
-            faults.add(
-                tensor.path,
-                f"tensor {source!r} has shape {tensor.shape}; config.json says {expected}.",
-            )
-        if tensor.dtype not in _FLOAT_DTYPES:
-            faults.add(
-                tensor.path,
-                f"tensor {source!r} is stored as {tensor.dtype}; "
-                f"{', '.join(_FLOAT_DTYPES)} can be converted.",
-            )
-        kind = "F32" if rule.float32 else tensor.dtype
-        planned[target] = PlannedTensor(target, shape, kind, tensor)
-    ignored = re.compile("|".join(architecture.ignored))
-    for name in sorted(stored.keys() - used):
-        if not ignored.fullmatch(name):
-            faults.add(stored[name].path, f"tensor {name!r} has no place in {architecture.name}.")
-    return tuple(planned.values())
-
-
-def _architecture(checkpoint: Checkpoint) -> Architecture:
-    path = checkpoint.folder / "config.json"
-    names = checkpoint.config.get("architectures") or []
-    model_type = checkpoint.config.get("model_type")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise FormatError(
-            f"convert: {path}: architectures must be a list of class names.", path=str(path)
-        )
-    for architecture in ARCHITECTURES:
-        if names[:1] == [architecture.name] or (
-            not names and model_type == architecture.model_type
-        ):
-            return architecture
-    known = ", ".join(architecture.name for architecture in ARCHITECTURES)
-    if not names and not isinstance(model_type, str):
-        raise FormatError(
-            f"convert: {path}: names neither architectures nor model_type. Known are: {known}.",
-            path=str(path),
-        )
-    name = names[0] if names else model_type
-    raise UnsupportedError(
-        f"convert: {path}: architecture {name!r} is unknown. Known are: {known}."
-    )
-
-
 def _tokenizer_notes(vocabulary: Vocabulary) -> Iterator[str]:
     for token_id, token in vocabulary.ignored:
         yield (
@@ -197,11 +115,12 @@ def _tokenizer_notes(vocabulary: Vocabulary) -> Iterator[str]:
         )
 
 
-def plan_conversion(checkpoint: str | Path) -> ConversionPlan:
+def plan_conversion(checkpoint: str | Path, *, model_id: str | None = None) -> ConversionPlan:
     """Plans the conversion of a checkpoint; nothing is written and no weights are read.
 
     Args:
-        checkpoint: a folder with config.json, safetensors weights and tokenizer.model.
+        checkpoint: a folder with config.json, safetensors weights and a tokenizer.
+        model_id: what the model is called, if not as its folder is: "owner/name".
 
     Returns:
         the plan, which `pg.convert` carries out.
@@ -217,27 +136,33 @@ def plan_conversion(checkpoint: str | Path) -> ConversionPlan:
     folder = Path(checkpoint)
     faults = Faults("convert")
     source = Checkpoint(folder, faults)
-    architecture = _architecture(source)
+    architecture = architecture_of(source.config, folder / "config.json")
     config = architecture.read_config(Fields(source.config, folder / "config.json", faults))
     # Wrong dimensions would only make every tensor look wrong.
     faults.raise_if_any(folder)
     stored = source.open_weights()
-    tensors = _match(architecture, config, stored, source, faults)
+    tensors, left_out = match_tensors(architecture, config, stored, folder=folder, faults=faults)
     metadata: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     # The embedding's rows must be real before a vocabulary of that size is laid out.
-    if any(
-        t.name == "token_embd.weight" and t.source and t.source.shape == t.shape for t in tensors
-    ):
+    embedding = next((t for t in tensors if t.name == "token_embd.weight"), None)
+    if embedding and [source.shape for source in embedding.sources] == [embedding.shape]:
         try:
-            metadata, notes = _metadata(architecture, config, tensors, source, faults)
+            metadata, notes = _metadata(
+                architecture, config, tensors, source=source, model_id=model_id, faults=faults
+            )
         except FormatError as error:
             if not faults.sentences:
                 raise
             faults.add(Path(error.path or folder), str(error))
     faults.raise_if_any(folder)
     return ConversionPlan(
-        folder, architecture.gguf_name, MappingProxyType(metadata), tensors, notes, source
+        folder,
+        architecture.gguf_name,
+        MappingProxyType(metadata),
+        tensors,
+        (*left_out, *notes),
+        source,
     )
 
 
@@ -245,12 +170,14 @@ def _metadata(
     architecture: Architecture,
     config: ModelConfig,
     tensors: tuple[PlannedTensor, ...],
+    *,
     source: Checkpoint,
+    model_id: str | None,
     faults: Faults,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     path = source.folder / "generation_config.json"
     generation = read_object(path) if path.exists() else {}
-    vocabulary = Vocabulary(source.folder, config.dimensions["vocabulary"], faults)
+    vocabulary = read_vocabulary(source.folder, config.dimensions["vocabulary"], faults)
     metadata = {
         "general.architecture": architecture.gguf_name,
         **general_metadata(
@@ -259,6 +186,7 @@ def _metadata(
             generation,
             parameters=sum(math.prod(tensor.shape) for tensor in tensors),
             strips=vocabulary.strips_after_special,
+            model_id=model_id,
         ),
         **config.metadata,
         **vocabulary.metadata(),

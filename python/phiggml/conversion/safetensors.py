@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ HEADER_LIMIT = 100_000_000
 _LENGTH_BYTES = 8
 # Data begin at a multiple of this, as the format asks of those who write it.
 _ALIGNMENT = 8
+# Ctrl-C waits for each single read.
+_ONE_READ = 4 << 20
 
 _DTYPE_BITS: Mapping[str, int] = MappingProxyType(
     {
@@ -54,7 +56,10 @@ class StoredTensor:
 
 
 class SafetensorsFile:
-    """A safetensors file whose header is read at once and whose data are mapped.
+    """A safetensors file whose header is read at once, and its data when they are asked for.
+
+    Data are read, not mapped: their pages do not stay in the process, and a file that somebody
+    truncates or writes to meanwhile raises instead of killing it.
 
     Args:
         path: the file.
@@ -63,40 +68,79 @@ class SafetensorsFile:
         FormatError: the header breaks the format; `path` and `offset` say where.
 
     Cost:
-        Reads the header only; mapping touches no data. A file that is replaced by another of the
-        same name meanwhile stays readable, as it was, through the map.
+        Reads the header only, and keeps the file open: one that is replaced by another of the
+        same name meanwhile stays readable, as it was.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         regular_size(path)
-        with path.open("rb") as file:
-            self._size = os.fstat(file.fileno()).st_size
-            start, header = self._read_header(file)
-            self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.metadata: Mapping[str, str] = MappingProxyType(self._take_metadata(header))
-        tensors = {name: self._tensor(name, entry, start) for name, entry in header.items()}
-        self._check_cover(tensors, start)
+        stream = path.open("rb")
+        self._stream: BinaryIO | None = stream
+        self._close = weakref.finalize(self, stream.close)
+        try:
+            self._opened = os.fstat(stream.fileno())
+            self._size = self._opened.st_size
+            start, header = self._read_header(stream)
+            self.metadata: Mapping[str, str] = MappingProxyType(self._take_metadata(header))
+            tensors = {name: self._tensor(name, entry, start) for name, entry in header.items()}
+            self._check_cover(tensors, start)
+        except BaseException:
+            self.close()
+            raise
         self.tensors: Mapping[str, StoredTensor] = MappingProxyType(tensors)
 
-    def data(self, tensor: StoredTensor) -> npt.NDArray[np.uint8]:
-        """Returns the bytes of `tensor`: uint8[nbytes], a read-only view that keeps the map alive.
+    def data(
+        self, tensor: StoredTensor, start: int = 0, stop: int | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Returns bytes [start, stop) of `tensor`, or all: uint8[stop - start], a copy.
 
         Raises:
-            FormatError: the file has been made shorter since its header was read.
+            As read_into.
         """
-        if self._map is None:
+        out = np.empty((tensor.nbytes if stop is None else stop) - start, dtype=np.uint8)
+        self.read_into(tensor, start, out)
+        return out
+
+    def read_into(self, tensor: StoredTensor, start: int, out: npt.NDArray[np.uint8]) -> None:
+        """Reads bytes of `tensor` from `start` on into `out`, which they fill.
+
+        Args:
+            tensor: one of this file's.
+            start: of the first byte, within the tensor.
+            out: uint8, C-contiguous.
+
+        Raises:
+            FormatError: the file has been made shorter or written to since its header was read.
+            InputError: the bytes lie outside the tensor, or the file is closed.
+        """
+        if self._stream is None:
             raise InputError(f"read checkpoint: {self.path}: is closed. Open it again.")
-        # Touching a page beyond the end of a truncated file would kill the process.
-        if min(self._map.size(), len(self._map)) < self._size:
+        if not 0 <= start <= start + out.nbytes <= tensor.nbytes:
+            raise InputError(
+                f"read checkpoint: {self.path}: tensor {tensor.name!r}: bytes [{start}, "
+                f"{start + out.nbytes}): it has {tensor.nbytes}."
+            )
+        descriptor = self._stream.fileno()
+        left = memoryview(out).cast("B") if out.nbytes else memoryview(b"")
+        place = tensor.offset + start
+        while len(left) > 0:
+            count = os.preadv(descriptor, [left[:_ONE_READ]], place)
+            if count == 0:
+                break
+            left = left[count:]
+            place += count
+        # After the reads: what was written before one of them shows in the time by now.
+        now = os.fstat(descriptor)
+        if len(left) > 0 or now.st_size < self._size:
             self._fail("was made shorter while it was read. Convert again from an unchanged file")
-        if tensor.nbytes == 0:
-            return np.empty(0, dtype=np.uint8)
-        return np.frombuffer(self._map, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
+        if (now.st_size, now.st_mtime_ns) != (self._size, self._opened.st_mtime_ns):
+            self._fail("was written to while it was read. Convert again from an unchanged file")
 
     def close(self) -> None:
-        """Lets go of the map; views that are still held keep it until they go."""
-        self._map = None
+        """Closes the file; closing again does nothing."""
+        self._stream = None
+        self._close()
 
     def _fail(self, sentence: str, offset: int = 0) -> NoReturn:
         raise FormatError(

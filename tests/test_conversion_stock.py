@@ -1,0 +1,97 @@
+"""Converted files against those of llama.cpp's own converter: tensors, bytes, metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+
+from phiggml.conversion import convert
+
+DATA = Path(__file__).parent / "data"
+STOCK: dict[str, dict[str, Any]] = json.loads(
+    (DATA / "stock_conversions.json").read_text(encoding="utf-8")
+)
+# Names, which llama.cpp guesses from the folder's in ways of its own.
+NAMES = re.compile(
+    r"general\.(name|basename|finetune|size_label|version|author|organization|license.*|tags"
+    r"|languages|file_type)"
+)
+# Ids at which generation ends, which stand in generation_config.json and are not read there by
+# llama.cpp's converter; and the unknown token's, which it finds only through tokenizer.json.
+MORE = {f"tokenizer.ggml.{name}_token_id" for name in ("eot", "eom", "unknown")}
+# What llama.cpp assumes of byte-level tokenizers anyway, and its converter says.
+NOT_ADDED = {f"tokenizer.ggml.add_{name}_token" for name in ("bos", "eos")}
+# Added tokens of byte-level tokenizers are told apart in ways of our own, which have own tests.
+OF_BYTE_LEVEL = {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type"}
+# llama.cpp's converter writes four times the width, whatever intermediate_size says.
+GUESSED = "phi2.feed_forward_length"
+# A PhiMoE's graph here needs more, and takes the scale from short_mscale; see docs/decisions.md.
+MOE = re.compile(
+    r"phimoe\.(attention\.(key|value)_length|rope\.scaling\.attn_factor(_long)?"
+    r"|router_jitter_noise)"
+)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def value_of(field: gguf.ReaderField) -> Any:
+    value = field.contents()
+    if isinstance(value, list):
+        return {"length": len(value), "sha256": digest(json.dumps(value).encode())}
+    return value
+
+
+def stored(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    reader = gguf.GGUFReader(path)
+    metadata = {
+        name: [field.types[-1].name, value_of(field)]
+        for name, field in reader.fields.items()
+        if not name.startswith("GGUF.")
+    }
+    tensors = {
+        tensor.name: [
+            tensor.tensor_type.name,
+            [int(n) for n in reversed(tensor.shape)],
+            digest(tensor.data.tobytes()),
+        ]
+        for tensor in reader.tensors
+    }
+    return metadata, tensors
+
+
+@pytest.mark.parametrize("type", ["F16", "BF16"])
+@pytest.mark.parametrize("name", STOCK)
+def test_tensors_are_those_of_the_stock_converter(name: str, type: str, tmp_path: Path) -> None:
+    convert(DATA / name, tmp_path / "out.gguf", type)
+    _, tensors = stored(tmp_path / "out.gguf")
+    assert tensors == STOCK[name][type]
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_metadata_are_those_of_the_stock_converter(name: str, tmp_path: Path) -> None:
+    convert(DATA / name, tmp_path / "out.gguf", "F16")
+    metadata, _ = stored(tmp_path / "out.gguf")
+    expected = STOCK[name]["metadata"]
+
+    def may_differ(key: str) -> bool:
+        return bool(NAMES.fullmatch(key) or MOE.fullmatch(key) or key == GUESSED)
+
+    ours = {key for key in metadata if not may_differ(key)}
+    theirs = {key for key in expected if not may_differ(key)}
+    byte_level = expected["tokenizer.ggml.model"][1] == "gpt2"
+    own = {key for key in ours if key.startswith("phiggml.tokenizer.") and byte_level}
+    assert ours - theirs - own <= MORE
+    assert theirs - ours <= (NOT_ADDED if byte_level else set())
+    for key in theirs:
+        if key not in ours:
+            assert expected[key] == ["BOOL", False], key
+        elif not (byte_level and key in OF_BYTE_LEVEL):
+            assert metadata[key] == expected[key], key
