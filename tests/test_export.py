@@ -285,7 +285,7 @@ BAD_METADATA: dict[str, tuple[dict[str, Any], str]] = {
     "epsilon NaN": ({"phi3.attention.layer_norm_rms_epsilon": float("nan")}, "epsilon = nan"),
     "rotary 7": ({"phi3.rope.dimension_count": 7}, "dimension_count = 7: must be even"),
     "rotary 10": ({"phi3.rope.dimension_count": 10}, "must be a whole number from 1 to 8"),
-    "key length": ({"phi3.attention.key_length": 16}, "key_length = 16: must be .* 8"),
+    "key length": ({"phi3.attention.key_length": 16}, "value_length = None: .* keys, 16"),
     "rows": ({"phi3.vocab_size": 300}, "vocab_size = 300: differs from the 288 rows"),
     "no tokenizer": ({KEY + "model": None}, "tokenizer.ggml.model is missing"),
     "no tokens": ({KEY + "tokens": None}, "tokenizer.ggml.tokens is missing"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import phiggml as pg
 from phiggml.cli_terminal import ProgressBar, say, say_json, size, table
+from phiggml.conversion import ConversionReport
 
 __all__ = ["add_convert", "add_quantize"]
 
@@ -20,7 +21,10 @@ _TYPE_HELP = "type of the whole model, such as Q4_K_M; an unknown name lists the
 def add_convert(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `phiggml convert`."""
     parser.add_argument(
-        "source", metavar="CHECKPOINT", help="folder with config.json, safetensors, tokenizer"
+        "source",
+        metavar="CHECKPOINT",
+        help="folder with config.json, safetensors, tokenizer; or an id of the Hugging Face hub: "
+        "owner/name, owner/name@revision",
     )
     parser.add_argument(
         "--type",
@@ -127,9 +131,14 @@ def _document(report: pg.Report) -> dict[str, Any]:
         "bits_per_weight": report.bits_per_weight,
         "seconds": report.seconds,
         "written": report.written,
-        "notes": list(report.plan.notes),
+        "notes": [*_conversion_notes(report), *report.plan.notes],
         "tensors": [dataclasses.asdict(tensor) for tensor in report.tensors],
     }
+
+
+def _conversion_notes(report: pg.Report) -> tuple[str, ...]:
+    """What a conversion left out; nothing for a file that was only quantized."""
+    return report.conversion.notes if isinstance(report, ConversionReport) else ()
 
 
 def _summary(report: pg.Report) -> str:
@@ -147,6 +156,7 @@ def _summary(report: pg.Report) -> str:
         [
             table(("type", "tensors", "size", "share"), rows, right=(1, 2, 3)),
             *exceptions,
+            *_conversion_notes(report),
             *(f"{text}." for text in report.plan.notes),
             f"{os.fspath(report.path)}: {report.plan.type}, {size(report.nbytes)}, "
             f"{report.bits_per_weight:.2f} bits per weight, {report.seconds:.1f} s",
