@@ -8,12 +8,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import phiggml as pg
+from phiggml.chat import tools_in_place
+from phiggml.chat_limits import LimitError, Limits
+from phiggml.chat_tools import ToolCall
 
 DATA = Path(__file__).parent / "data"
 USER = [{"role": "user", "content": "Hi"}]
+TEMPLATES = sorted(path.stem for path in (DATA / "templates").glob("*.jinja"))
 
 
 def test_templates_render_as_transformers_renders_them(nano_model: pg.Model) -> None:
@@ -24,6 +29,111 @@ def test_templates_render_as_transformers_renders_them(nano_model: pg.Model) -> 
             case["messages"], add_generation_prompt=case["add_generation_prompt"]
         )
         assert prompt == case["text"]
+
+
+def template_of(name: str) -> str:
+    return (DATA / "templates" / f"{name}.jinja").read_text("utf-8")
+
+
+def rendered(template: str, chat: dict[str, Any], special_tokens: dict[str, str]) -> str | None:
+    """The chat's text; None where it is refused."""
+    settings = ("tools", "documents", "variables", "add_generation_prompt")
+    given = {name: chat[name] for name in (*settings, "continue_final_message") if name in chat}
+    try:
+        return pg.render_chat(template, chat["messages"], special_tokens=special_tokens, **given)
+    except (pg.InputError, pg.FormatError):
+        return None
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_familys_templates(name: str) -> None:
+    conversations = json.loads((DATA / "chat_conversations.json").read_text("utf-8"))
+    truth = json.loads((DATA / f"chat_{name}.json").read_text("utf-8"))
+    assert len(conversations) >= 40
+    for chat, text in zip(conversations, truth["texts"], strict=True):
+        assert rendered(template_of(name), chat, truth["special_tokens"]) == text, chat
+
+
+def test_what_templates_say_means_what_it_means_to_transformers() -> None:
+    (context,), *expressions = json.loads((DATA / "chat_expressions.json").read_text("utf-8"))
+    special_tokens = {"bos_token": "<s>", "eos_token": "<|endoftext|>", "unk_token": "<unk>"}
+    assert len(expressions) >= 60
+    for template, text in expressions:
+        assert rendered(template, context, special_tokens) == text, template
+
+
+# The formats of the model cards, spelt out, so that the templates of the tests are what they say.
+PHI3 = "<|system|>\nS<|end|>\n<|user|>\nU<|end|>\n<|assistant|>\nA<|end|>\n<|user|>\nV<|end|>\n"
+PHI4 = (
+    "<|im_start|>system<|im_sep|>S<|im_end|><|im_start|>user<|im_sep|>U<|im_end|>"
+    "<|im_start|>assistant<|im_sep|>A<|im_end|><|im_start|>user<|im_sep|>V<|im_end|>"
+)
+PHI4_MINI = "<|system|>S<|end|><|user|>U<|end|><|assistant|>A<|end|><|user|>V<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("phi-3-mini", PHI3 + "<|assistant|>\n"),
+        ("phi-3.5-mini", PHI3 + "<|assistant|>\n"),
+        ("phi-3.5-moe", PHI3 + "<|assistant|>\n"),
+        ("phi-3.5-vision", PHI3 + "<|assistant|>\n"),
+        ("phi-3-medium", PHI3.removeprefix("<|system|>\nS<|end|>\n") + "<|assistant|>\n"),
+        ("phi-4", PHI4 + "<|im_start|>assistant<|im_sep|>"),
+        ("phi-4-first", PHI4 + "<|im_start|>assistant<|im_sep|>"),
+        ("phi-4-mini", PHI4_MINI + "<|assistant|>"),
+    ],
+)
+def test_formats_of_the_model_cards(name: str, text: str) -> None:
+    turns = [("system", "S"), ("user", "U"), ("assistant", "A"), ("user", "V")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    assert pg.render_chat(template_of(name), messages) == text
+
+
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {"zone": "é"}}}
+SYSTEM = {"role": "system", "content": "S"}
+
+
+def placed(name: str, messages: list[dict[str, Any]], tools: Any) -> str:
+    messages, tools = tools_in_place(template_of(name), messages, tools)  # type: ignore[assignment]
+    return pg.render_chat(template_of(name), messages, tools=tools)
+
+
+def test_tools_find_their_place_in_the_system_message() -> None:
+    listed = '[{"name": "now", "parameters": {"zone": "é"}}]'
+    text = placed("phi-4-mini", [SYSTEM, *USER], [TOOL])
+    assert text == f"<|system|>S<|tool|>{listed}<|/tool|><|end|><|user|>Hi<|end|><|assistant|>"
+    told, rest = placed("phi-4-mini", USER, [TOOL["function"]]).split("<|tool|>")
+    assert told.startswith("<|system|>") and len(told) > len("<|system|>")
+    assert rest == f"{listed}<|/tool|><|end|><|user|>Hi<|end|><|assistant|>"
+    assert placed("phi-4-mini", USER, []) == "<|user|>Hi<|end|><|assistant|>"
+    assert '"name": "now"' in placed("phi-4-mini-functions", USER, [TOOL])
+    with pytest.raises(pg.UnsupportedError, match="no place for tools"):
+        placed("phi-3.5-mini", USER, [TOOL])
+
+
+def test_calls_of_earlier_turns_are_written_as_the_model_writes_them() -> None:
+    call = ToolCall("now", {"zone": "é"}, "c1")
+    written = '<|tool_call|>[{"name": "now", "arguments": {"zone": "é"}}]<|/tool_call|>'
+    for calls in ([call], [call.as_message()], [{"name": "now", "arguments": '{"zone": "é"}'}]):
+        answer = {"role": "assistant", "content": None, "tool_calls": calls}
+        text = placed("phi-4-mini", [*USER, answer], None)
+        assert text == f"<|user|>Hi<|end|><|assistant|>{written}<|end|><|assistant|>"
+    # A template that looks at tool_calls, or knows no tools at all, sees the message as it is.
+    assert 'functools[{"name": "now"' in placed("phi-4-mini-functions", [*USER, answer], None)
+    assert "now" not in placed("phi-3.5-mini", [*USER, {**answer, "content": "A"}], None)
+    with pytest.raises(pg.InputError, match="tool_calls"):
+        placed("phi-4-mini", [*USER, {**answer, "tool_calls": [{"id": "c1"}]}], None)
+
+
+def test_a_model_gets_its_tools(nano_model: pg.Model) -> None:
+    with pytest.raises(pg.UnsupportedError, match="no place for tools"):
+        nano_model.chat_prompt(USER, tools=[TOOL])
+    answer = {"role": "assistant", "content": "I th"}
+    prompt = nano_model.chat_prompt(
+        [*USER, answer], add_generation_prompt=False, continue_final_message=True
+    )
+    assert prompt == "<|user|>\nHi<|end|>\n<|assistant|>\nI th"
 
 
 HOSTILE = [
@@ -49,6 +159,63 @@ HOSTILE = [
     "{{ unknown_function() }}",
     "{% include '/etc/passwd' %}",
     "{% import 'os' as os %}",
+    "{{ dict.__class__ }}{{ joiner.__init__ }}",
+    "{{ cycler('a').__init__.__globals__ }}",
+    "{{ namespace.__init__.__globals__ }}",
+    "{% generation %}{{ ''.__class__ }}{% endgeneration %}",
+    "{{ range(9)|map('attr', '__class__')|list|string|replace('Undefined', '') }}",
+    "{{ environment.weighed.__func__ }}",
+    "{{ strftime_now('%999999999Y') }}",
+    "{{ [1]|tojson(indent=10**9) }}",
+    "{{ [1]|tojson(separators=('x' * 999, '')) }}",
+    "{{ 'x'|indent('y' * 4000000, true) }}{{ 'x\\nx'|indent(4000000) }}",
+    "{{ 'a b'|wordwrap(1, wrapstring='x' * 4000000) }}",
+    "{{ 'x'.ljust(10**10) }}",
+    "{{ '1'.zfill(10**10) }}",
+    "{{ '\t'.expandtabs(10**10) }}",
+    "{{ 'x'.encode().center(10**10) }}",
+    "{{ (5).to_bytes(10**10, 'big') }}",
+    "{{ 'xx'.translate({120: 'y' * 4000000}) }}",
+    "{{ '{:>9999999999}'.format(1) }}",
+    "{{ '{:>{}}'.format(1, 10**10) }}",
+    "{{ ('{}' * 99999).format('x' * 4000000) }}",
+    "{{ 'x' * 99999 |replace('x', 'y' * 99999) }}",
+    "{{ ('x' * 99999)|replace('x', 'y' * 99999) }}",
+    "{{ ('x' * 99999).replace('x', 'y' * 99999) }}",
+    "{{ ('x' * 4000).join('y' * 4000000) }}",
+    "{{ ['x' * 100000] * 99999 }}",
+    "{{ (['x' * 100000] * 99999)|join }}",
+    "{{ [1]|batch(10**9, 0)|list }}{{ [1]|slice(10**9)|list }}",
+    "{{ 5|round(-10**9) }}",
+    "{{ [[1]]|sum(start=[]) }}",
+    "{% for a in range(99999) %}{% set x = ('x' * 4000000)|upper %}{% endfor %}",
+    "{% for a in range(99999) %}{% set x = ('x' * 4000000).upper() %}{% endfor %}",
+]
+# What doubles with each round: 99 rounds of any of them would take all memory there is.
+DOUBLING = [
+    "{% set n.x = n.x + n.x %}",
+    "{% set n.x = n.x ~ n.x %}",
+    "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}",
+    "{% set n.x = twice(n.x) %}",
+    "{% set n.x = n.x|replace('x', 'xx') %}",
+    "{% set n.x = n.x.replace('x', 'xx') %}",
+    "{% set n.x = [n.x, n.x]|join %}",
+    "{% set n.x = ''.join([n.x, n.x]) %}",
+    "{% set n.x = '{0}{0}'.format(n.x) %}",
+    "{% set n.x = [n.x, n.x] %}",
+    "{% set n.x = (n.x, n.x) %}",
+    "{% set n.x = {'a': n.x, 'b': n.x} %}",
+    "{% set n.x = dict(a=n.x, b=n.x) %}",
+    "{% set n.x = namespace(a=n.x, b=n.x) %}",
+    "{% set n.y = (n.y + n.y)|batch(2)|list %}",
+    "{% set n.i = n.i * n.i %}",
+]
+HOSTILE += [
+    "{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}"
+    "{% set n = namespace(x='x', y=[1], i=9) %}{% for _ in range(99) %}"
+    + step
+    + "{% endfor %}{{ n.x }}{{ n.y }}{{ n.i }}"
+    for step in DOUBLING
 ]
 
 
@@ -67,6 +234,26 @@ def test_hostile_templates(template: str) -> None:
     assert sys.gettrace() is before
 
 
+def test_long_templates_are_refused_before_they_are_compiled() -> None:
+    with pytest.raises(pg.FormatError, match="longer than"):
+        pg.render_chat("{{ x }}" * 100_000, USER)
+
+
+def test_the_trace_of_a_debugger_survives_the_deadline() -> None:
+    def trace(*_: Any) -> None:
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with pytest.raises(LimitError), Limits() as limits:
+            limits._deadline = 0
+            json.dumps([])
+        assert sys.gettrace() is trace
+    finally:
+        sys.settrace(before)
+
+
 def test_a_template_may_refuse() -> None:
     with pytest.raises(pg.InputError, match="no system turns"):
         pg.render_chat("{{ raise_exception('no system turns') }}", USER)
@@ -82,11 +269,56 @@ def test_a_template_may_refuse() -> None:
         [{"role": "user"}],
         [{"content": "Hi"}],
         [{"role": "user", "content": 5}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": None, "tool_calls": []}],
+        [{"role": "user", "content": ["Hi"]}],
+        [{"role": 5, "content": "Hi"}],
+        [{"role": "user", "content": "Hi", "image": object()}],
     ],
 )
 def test_wrong_messages(messages: Any) -> None:
     with pytest.raises(pg.InputError, match="chat"):
         pg.render_chat("x", messages)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tools": "x"},
+        {"tools": {"name": "x"}},
+        {"tools": [print]},
+        {"documents": [1]},
+        {"variables": []},
+        {"variables": {"messages": 1}},
+        {"variables": {1: 1}},
+        {"variables": {"x": object()}},
+        {"continue_final_message": True},
+        {"continue_final_message": "thinking", "add_generation_prompt": False},
+    ],
+)
+def test_wrong_settings(settings: Any) -> None:
+    with pytest.raises(pg.InputError, match="chat"):
+        pg.render_chat("{{ messages[0].content }}", USER, **settings)
+
+
+def test_values_are_copied_in_pythons_own_types() -> None:
+    class Text(str):
+        def secret(self) -> str:
+            return "told"
+
+    nested: list[Any] = []
+    nested.append(nested)
+    with pytest.raises(pg.InputError, match="too deeply"):
+        pg.render_chat("x", USER, variables={"x": nested})
+    text = pg.render_chat(
+        "{{ x.secret is defined }}{{ x }}{{ n + 1 }}{{ f }}{{ t }}",
+        USER,
+        variables={"x": Text("a"), "n": np.int64(2), "f": np.float32(0.5), "t": (1, True)},
+    )
+    assert text == "Falsea30.5(1, True)"
+    turns = [{**USER[0], "extra": [1]}]
+    pg.render_chat("{% set messages = 1 %}", turns)
+    assert turns == [{**USER[0], "extra": [1]}]
 
 
 def test_what_real_templates_use() -> None:

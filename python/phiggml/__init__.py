@@ -26,8 +26,9 @@ from phiggml.runtime import Device, devices
 
 if TYPE_CHECKING:
     from phiggml.chat import render_chat
+    from phiggml.chat_tools import ToolCall
     from phiggml.completion import Chunk, Completion, Timings
-    from phiggml.conversion import convert
+    from phiggml.conversion import ConversionReport, convert
     from phiggml.conversion.export import ExportReport, export_checkpoint
     from phiggml.gguf import GGUFFile, GGUFTensor, GGUFWriter
     from phiggml.gguf_diff import GGUFDiff, diff_gguf
@@ -50,6 +51,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Chunk": "completion",
     "Completion": "completion",
+    "ConversionReport": "conversion",
     "ExportReport": "conversion.export",
     "GGUFDiff": "gguf_diff",
     "GGUFEdit": "gguf_edit",
@@ -66,6 +68,7 @@ _HOMES = {
     "Sampling": "sampling",
     "Session": "session",
     "Timings": "completion",
+    "ToolCall": "chat_tools",
     "convert": "conversion",
     "diff_gguf": "gguf_diff",
     "edit_gguf": "gguf_edit",
@@ -83,6 +86,7 @@ _HOMES = {
 __all__ = [
     "Chunk",
     "Completion",
+    "ConversionReport",
     "Device",
     "DeviceError",
     "ExportReport",
@@ -108,6 +112,7 @@ __all__ = [
     "Session",
     "SessionError",
     "Timings",
+    "ToolCall",
     "UnsupportedError",
     "convert",
     "dequantize",

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import phiggml as pg
-from phiggml.cli_terminal import ProgressBar, note, pour, say_json
+from phiggml.chat_tools import ToolCall
+from phiggml.cli_terminal import ProgressBar, murmur, note, pour, say_json
 from phiggml.session import DEFAULT_CONTEXT
 
 __all__ = [
+    "add_chat_arguments",
     "add_model_arguments",
     "add_run",
     "open_session",
+    "read_tools",
     "room_for_answer",
     "sampling_of",
     "speeds",
@@ -42,6 +47,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "-p", "--prompt", required=True, help="what to ask; - reads it from standard input"
     )
     add_model_arguments(parser)
+    add_chat_arguments(parser)
     parser.add_argument(
         "--raw", action="store_true", help="the prompt as it is, without the model's chat template"
     )
@@ -84,6 +90,29 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what `run` and `chat` tell the model besides the question."""
+    parser.add_argument("--system", metavar="TEXT", help="tell the model who it is")
+    parser.add_argument(
+        "--tools",
+        metavar="FILE.json",
+        help="functions that the model may ask to have called: a list of JSON schemas",
+    )
+
+
+def read_tools(path: str | None) -> list[Any] | None:
+    """The tools of a JSON file."""
+    if path is None:
+        return None
+    try:
+        tools = json.loads(Path(path).read_text("utf-8"))
+    except (ValueError, RecursionError) as fault:
+        raise pg.InputError(f"chat: {path}: is no JSON: {fault}") from None
+    if not isinstance(tools, list):
+        raise pg.InputError(f"chat: {path}: must be a list of JSON schemas of functions.")
+    return tools
+
+
 def open_session(arguments: argparse.Namespace, resources: ExitStack) -> pg.Session:
     """Loads the model, with a bar, and makes a session; `resources` closes both."""
     with ProgressBar() as bar:
@@ -108,14 +137,36 @@ def room_for_answer(session: pg.Session, prompt: str) -> int:
 
 
 def write_answer(chunks: Iterator[pg.Chunk], written: list[pg.Chunk]) -> None:
-    """Writes an answer while it grows, and puts its chunks into `written`; ends its line always."""
+    """Writes an answer while it grows, and puts its chunks into `written`; ends its line always.
+
+    Reasoning goes to stderr: whoever reads the answer from a pipe has the answer alone.
+    """
+    thinks, open_line = False, False
     try:
         for chunk in chunks:
             written.append(chunk)
-            pour(chunk.text)
+            if chunk.kind == "reasoning":
+                murmur(chunk.text)
+                thinks = True
+                continue
+            if thinks and (chunk.text or chunk.finish_reason):
+                murmur("\n\n")
+                thinks = False
+            text = chunk.text
+            if chunk.kind == "tool_call" and chunk.tool_calls:
+                calls = "\n".join(map(_call_text, chunk.tool_calls))
+                text = f"\n{calls}" if open_line else calls
+            pour(text)
+            open_line = open_line or bool(text)
     finally:
+        if thinks:
+            murmur("\n")
         if written:
             pour("\n")
+
+
+def _call_text(call: ToolCall) -> str:
+    return f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})"
 
 
 def speeds(last: pg.Chunk) -> str:
@@ -141,25 +192,38 @@ def _layers(text: str) -> int | str:
 def _run(arguments: argparse.Namespace) -> int:
     sampling = sampling_of(arguments)
     text = sys.stdin.read().rstrip("\n") if arguments.prompt == "-" else arguments.prompt
+    tools = read_tools(arguments.tools)
     with ExitStack() as resources:
         session = open_session(arguments, resources)
-        model = session.model
-        has_template = isinstance(model.metadata.get("tokenizer.chat_template"), str)
+        has_template = isinstance(session.model.metadata.get("tokenizer.chat_template"), str)
         if has_template and not arguments.raw:
-            prompt = model.chat_prompt([{"role": "user", "content": text}])
+            messages = [{"role": "user", "content": text}]
+            if arguments.system is not None:
+                messages.insert(0, {"role": "system", "content": arguments.system})
+            prompt = session.model.chat_prompt(messages, tools=tools)
+            max_tokens = _most_tokens(arguments, session, prompt)
+            chunks = session.stream_chat(
+                messages, tools=tools, max_tokens=max_tokens, sampling=sampling
+            )
         else:
+            if tools is not None or arguments.system is not None:
+                raise pg.InputError("run: --tools and --system need the model's chat template.")
             prompt = text
-        max_tokens = arguments.max_tokens
-        if max_tokens is None:
-            max_tokens = room_for_answer(session, prompt)
+            max_tokens = _most_tokens(arguments, session, prompt)
+            chunks = session.stream(prompt, max_tokens=max_tokens, sampling=sampling)
         if arguments.json:
-            answer = session.generate(prompt, max_tokens=max_tokens, sampling=sampling)
-            say_json(_document(arguments.model, prompt, answer))
+            say_json(_document(arguments.model, prompt, pg.Completion.of(list(chunks))))
             return 0
         written: list[pg.Chunk] = []
-        write_answer(session.stream(prompt, max_tokens=max_tokens, sampling=sampling), written)
+        write_answer(chunks, written)
         note(speeds(written[-1]))
     return 0
+
+
+def _most_tokens(arguments: argparse.Namespace, session: pg.Session, prompt: str) -> int:
+    if arguments.max_tokens is None:
+        return room_for_answer(session, prompt)
+    return int(arguments.max_tokens)
 
 
 def _document(model: str, prompt: str, answer: pg.Completion) -> dict[str, Any]:
@@ -167,6 +231,8 @@ def _document(model: str, prompt: str, answer: pg.Completion) -> dict[str, Any]:
         "model": model,
         "prompt": prompt,
         "text": answer.text,
+        "reasoning": answer.reasoning,
+        "tool_calls": [call.as_message() for call in answer.tool_calls],
         "tokens": list(answer.tokens),
         "finish_reason": answer.finish_reason,
         "timings": {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ProgressBar",
+    "murmur",
     "note",
     "parse_size",
     "pour",
@@ -61,6 +62,13 @@ def pour(text: str) -> None:
     """Writes a piece of an answer to stdout, at once; into a pipe or file just as it is."""
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def murmur(text: str) -> None:
+    """Writes a piece of what is beside the matter to stderr, at once, dim as a note."""
+    shown = printable(text) if sys.stderr.isatty() else text
+    sys.stderr.write(f"\x1b[2m{shown}\x1b[0m" if shown and _takes_colour(sys.stderr) else shown)
+    sys.stderr.flush()
 
 
 def note(text: str, *, stream: TextIO | None = None) -> None:
@@ -144,6 +152,9 @@ class ProgressBar:
     def __call__(self, event: _Event) -> None:
         if not self._shown:
             return
+        if self._bar is not None and self._bar.desc != event.stage:
+            self._bar.close()
+            self._bar = None
         if self._bar is None:
             from tqdm import tqdm
 

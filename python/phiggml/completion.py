@@ -6,11 +6,14 @@ import codecs
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from phiggml.chat_tools import ToolCall
 
 __all__ = ["Chunk", "Completion", "Timings"]
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+ChunkKind = Literal["text", "reasoning", "tool_call"]
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,26 @@ class Chunk:
     """A piece of an answer.
 
     Attributes:
-        text: whole characters; may be empty while a character or a stop text is not complete.
-        token: the id behind it; None for the end.
-        finish_reason: "stop" (the model ended, or a stop text came), "length" (max_tokens are
-            written), None before the end.
+        text: whole characters; may be empty while a character, a stop text or a marker is not
+            complete.
+        token: the id behind it; None for the end, and for all but the last of several chunks that
+            one token gave.
+        finish_reason: "stop" (the model ended, or a stop text came), "tool_calls" (it ended, and
+            asks for calls), "length" (max_tokens are written), None before the end.
         timings: of the whole answer, at its end.
+        kind: the part of the answer that it belongs to: "text", "reasoning", or "tool_call". Only
+            chats tell parts apart.
+        tool_calls: what a chunk of kind "tool_call" asks for; it has all of its call, or none.
+        malformed_call: the text begins as a tool call does, and is none.
     """
 
     text: str
     token: int | None
     finish_reason: FinishReason | None = None
     timings: Timings | None = None
+    kind: ChunkKind = "text"
+    tool_calls: tuple[ToolCall, ...] = ()
+    malformed_call: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,28 +75,49 @@ class Completion:
     """A whole answer.
 
     Attributes:
-        text: the answer.
-        tokens: its token ids.
-        finish_reason: "stop" (the model ended, or a stop text came) or "length".
+        text: the answer, without what a chat tells apart from it: reasoning and tool calls.
+        tokens: its token ids, all of them.
+        finish_reason: "stop" (the model ended, or a stop text came), "tool_calls" (it ended, and
+            asks for calls) or "length".
         timings: how long it took.
+        reasoning: what the model thought before it answered; None when it did not.
+        tool_calls: what it asks to have called, in its order.
+        malformed_call: the text holds what begins as a tool call does, and is none.
     """
 
     text: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason
     timings: Timings
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    malformed_call: bool = False
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> Completion:
         """Joins the chunks of one answer, the last of which has ended it."""
         last = chunks[-1]
         assert last.finish_reason is not None and last.timings is not None
+        thoughts = [chunk.text for chunk in chunks if chunk.kind == "reasoning"]
         return cls(
-            text="".join(chunk.text for chunk in chunks),
+            text="".join(chunk.text for chunk in chunks if chunk.kind == "text"),
             tokens=tuple(chunk.token for chunk in chunks if chunk.token is not None),
             finish_reason=last.finish_reason,
             timings=last.timings,
+            reasoning="".join(thoughts) if thoughts else None,
+            tool_calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
+            malformed_call=any(chunk.malformed_call for chunk in chunks),
         )
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message, to go on with: content and tool_calls, without reasoning."""
+        calls = {"tool_calls": [call.as_message() for call in self.tool_calls]}
+        return {
+            "role": "assistant",
+            "content": self.text,
+            **(calls if self.tool_calls else {}),
+        }
 
 
 class Timer:
@@ -145,13 +178,13 @@ class TextStream:
             self.stopped = True
             certain, self._held = self._held[: min(found)], ""
             return certain
-        n_held = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        n_held = max((overlap(self._held, stop) for stop in self._stops), default=0)
         split = len(self._held) - n_held
         certain, self._held = self._held[:split], self._held[split:]
         return certain
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """How many characters at the end of `text` may be the beginning of `stop`."""
     for n in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[-n:]):

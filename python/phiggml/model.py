@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from phiggml import _core
-from phiggml.chat import Message, render_chat
+from phiggml.chat import Message, render_chat, tools_in_place
+from phiggml.chat_answer import MARKERS
 from phiggml.errors import DeviceError, InputError, SessionError, UnsupportedError
 from phiggml.gguf import GGUFFile
 from phiggml.model_check import check_model
@@ -193,19 +194,33 @@ class Model:
         return data.decode(errors="replace")
 
     def chat_prompt(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Renders a chat with the file's own template.
 
+        A template that looks for tools in the system message, as Phi-4-mini's does, finds them
+        there (in one that says so briefly, if there is none), and the calls of earlier answers in
+        their text.
+
         Args:
             messages: the turns, oldest first: {"role": "user", "content": "..."}.
-            add_generation_prompt: end with the opening of the assistant's turn.
+            tools: JSON schemas of functions: {"type": "function", "function": {"name": ...}}, or
+                the inner mapping alone.
+            documents, add_generation_prompt, continue_final_message, variables: as for
+                `render_chat`.
 
         Returns:
             The text of the chat, control tokens spelt out.
 
         Raises:
-            UnsupportedError: the file has no chat template.
+            UnsupportedError: the file has no chat template, or it has no place for tools.
             InputError, FormatError: as `render_chat`.
         """
         template = self.metadata.get("tokenizer.chat_template")
@@ -214,11 +229,16 @@ class Model:
                 "chat: this model's file has no chat template. Use generate() with a prompt that "
                 "you write yourself."
             )
+        messages, tools = tools_in_place(template, messages, tools)
         return render_chat(
             template,
             messages,
+            tools=tools,
+            documents=documents,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
             special_tokens=self._special_tokens(),
+            variables=variables,
         )
 
     def close(self) -> None:
@@ -261,6 +281,13 @@ class Model:
             if token is not None and 0 <= int(token) < len(tokens):
                 special[name] = str(tokens[int(token)])
         return special
+
+
+def marker_tokens(model: Model) -> frozenset[int]:
+    """Control tokens that stand between an answer's parts; as text they would not be seen."""
+    ids = [model.tokenize(marker, add_special=False, parse_special=True) for marker in MARKERS]
+    is_control = model._open().is_control
+    return frozenset(int(i[0]) for i in ids if len(i) == 1 and is_control(int(i[0])))
 
 
 def token_array(ids: Tokens, operation: str) -> npt.NDArray[np.int32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from phiggml import _core
 from phiggml.chat import Message
+from phiggml.chat_answer import AnswerParts, opens_reasoning, split_chunks
 from phiggml.completion import Chunk, Completion, TextStream, Timer
 from phiggml.errors import InputError, SessionError
-from phiggml.model import Model, Tokens, token_array
+from phiggml.model import Model, Tokens, marker_tokens, token_array
 from phiggml.quant import QuantType
 from phiggml.runtime import forward_log, thread_count
 from phiggml.sampling import Sampling
@@ -243,21 +244,14 @@ class Session:
             ...     [chunk.finish_reason for chunk in session.stream("The child", max_tokens=3)]
             [None, None, 'length']
         """
-        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-            raise InputError(f"generate: max_tokens is {max_tokens!r}: it must be an integer >= 1.")
-        if not isinstance(sampling, Sampling):
-            raise InputError(f"generate: sampling is {sampling!r}: it must be a Sampling.")
-        stops = _stop_texts(stop)
-        ids = self._prompt_ids(prompt)
-        sampler = sampling._sampler(self._model.n_vocab, self.n_ctx)
-        self._use += 1
-        self._core.reset()
-        return self._written(ids, max_tokens, sampler, stops=stops, use=self._use)
+        return self._stream(prompt, max_tokens, sampling, stop=stop)
 
     def chat(
         self,
         messages: Sequence[Message],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
         max_tokens: int = 512,
         sampling: Sampling = _DEFAULT_SAMPLING,
         stop: str | Sequence[str] = (),
@@ -265,22 +259,72 @@ class Session:
         """Answers a chat, rendered with the model's own template.
 
         Args:
-            messages: the turns, oldest first: {"role": "user", "content": "..."}.
+            messages: the turns, oldest first: {"role": "user", "content": "..."}; an answer's
+                `message` is the next of them.
+            tools, variables: as for `Model.chat_prompt`.
             max_tokens, sampling, stop: as for `generate`.
 
         Returns:
-            Completion.
+            Completion; reasoning and tool calls, however the model marks them, are told apart
+            from its text.
 
         Raises:
-            UnsupportedError: the model has no chat template.
+            UnsupportedError: the model has no chat template, or it has no place for tools.
             InputError, FormatError: as `render_chat`.
             InputError, SessionError: as `generate`.
 
         Cost:
             As `generate`: the whole chat is read anew.
         """
-        prompt = self._model.chat_prompt(messages)
-        return self.generate(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop)
+        chunks = self.stream_chat(
+            messages,
+            tools=tools,
+            variables=variables,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+        )
+        return Completion.of(list(chunks))
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        max_tokens: int = 512,
+        sampling: Sampling = _DEFAULT_SAMPLING,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[Chunk]:
+        """As `chat`, handing out the answer while it grows.
+
+        Args:
+            messages, tools, variables, max_tokens, sampling, stop: as for `chat`.
+
+        Returns:
+            An iterator of Chunk, whose `kind` says which part of the answer it belongs to. No
+            marker is in them, nor a piece of one. A tool call comes whole.
+
+        Raises:
+            UnsupportedError, InputError, FormatError: as `chat`.
+            SessionError: as `stream`.
+
+        Cost:
+            As `generate`.
+
+        Example:
+            >>> import phiggml as pg
+            >>> with pg.Session("phi3-nano.gguf") as session:
+            ...     chunks = list(session.stream_chat([{"role": "user", "content": "Hi"}]))
+            >>> {chunk.kind for chunk in chunks}
+            {'text'}
+        """
+        prompt = self._model.chat_prompt(messages, tools=tools, variables=variables)
+        parts = AnswerParts(reasoning=opens_reasoning(prompt), functools=bool(tools))
+        chunks = self._stream(
+            prompt, max_tokens, sampling, stop=stop, shown=marker_tokens(self._model)
+        )
+        return split_chunks(chunks, parts)
 
     def reset(self, *, sequence: int | None = None) -> None:
         """Forgets what is in the context.
@@ -324,6 +368,27 @@ class Session:
             return "<Session, closed>"
         return f"<Session of {self._model!r}, {len(self.tokens)} of {self.n_ctx} tokens>"
 
+    def _stream(
+        self,
+        prompt: str | Tokens,
+        max_tokens: int,
+        sampling: Sampling,
+        *,
+        stop: str | Sequence[str],
+        shown: frozenset[int] = frozenset(),
+    ) -> Iterator[Chunk]:
+        """`stream`, where the control tokens in `shown` are spelt out."""
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+            raise InputError(f"generate: max_tokens is {max_tokens!r}: it must be an integer >= 1.")
+        if not isinstance(sampling, Sampling):
+            raise InputError(f"generate: sampling is {sampling!r}: it must be a Sampling.")
+        stops = _stop_texts(stop)
+        ids = self._prompt_ids(prompt)
+        sampler = sampling._sampler(self._model.n_vocab, self.n_ctx)
+        self._use += 1
+        self._core.reset()
+        return self._written(ids, max_tokens, sampler, stops=stops, shown=shown, use=self._use)
+
     def _prompt_ids(self, prompt: str | Tokens) -> npt.NDArray[np.int32]:
         if isinstance(prompt, str):
             bos = self._model._special_tokens().get("bos_token")
@@ -342,6 +407,7 @@ class Session:
         sampler: _core.session.Sampler,
         *,
         stops: tuple[str, ...],
+        shown: frozenset[int],
         use: int,
     ) -> Iterator[Chunk]:
         self._require_no_other_use(use)
@@ -357,7 +423,7 @@ class Session:
                 if core_model.is_end_of_generation(token):
                     yield Chunk(text.rest(), None, "stop", timer.timings(n - 1))
                     return
-                piece = text.add(core_model.piece(token, False))
+                piece = text.add(core_model.piece(token, token in shown))
                 if text.stopped:
                     yield Chunk(piece, token, "stop", timer.timings(n))
                     return
