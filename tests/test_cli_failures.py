@@ -141,7 +141,7 @@ def test_the_table_of_codes_is_whole(capsys: Out) -> None:
         if issubclass(kind, pg.PhiggmlError):
             assert re.search(rf"^  {code} +{kind.__name__}:", text, re.MULTILINE)
     for name, _, _ in cli._VERBS:
-        assert re.search(rf"^    {name} ", text, re.MULTILINE)
+        assert re.search(rf"^    {name}\s", text, re.MULTILINE)
 
 
 # as a process -----------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from phiggml.completion import Chunk, Completion, Timings
     from phiggml.conversion import ConversionReport, convert
     from phiggml.conversion.export import ExportReport, export_checkpoint
+    from phiggml.conversion.lora import LoraReport, convert_lora
     from phiggml.gguf import GGUFFile, GGUFTensor, GGUFWriter
     from phiggml.gguf_diff import GGUFDiff, diff_gguf
     from phiggml.gguf_edit import GGUFEdit, edit_gguf
@@ -61,6 +62,7 @@ _HOMES = {
     "GGUFValue": "gguf_value",
     "GGUFVerification": "gguf_verify",
     "GGUFWriter": "gguf",
+    "LoraReport": "conversion.lora",
     "Model": "model",
     "Progress": "progress",
     "QuantizeOptions": "quantization",
@@ -70,6 +72,7 @@ _HOMES = {
     "Timings": "completion",
     "ToolCall": "chat_tools",
     "convert": "conversion",
+    "convert_lora": "conversion.lora",
     "diff_gguf": "gguf_diff",
     "edit_gguf": "gguf_edit",
     "export_checkpoint": "conversion.export",
@@ -100,6 +103,7 @@ __all__ = [
     "GGUFVerification",
     "GGUFWriter",
     "InputError",
+    "LoraReport",
     "Model",
     "PhiggmlError",
     "Progress",
@@ -115,6 +119,7 @@ __all__ = [
     "ToolCall",
     "UnsupportedError",
     "convert",
+    "convert_lora",
     "dequantize",
     "devices",
     "diff_gguf",

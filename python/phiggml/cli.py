@@ -32,6 +32,7 @@ from typing import NoReturn
 import phiggml as pg
 from phiggml.cli_chat import add_chat
 from phiggml.cli_convert import add_convert, add_quantize
+from phiggml.cli_convert_lora import add_convert_lora
 from phiggml.cli_demo import add_demo
 from phiggml.cli_doctor import add_devices, add_doctor
 from phiggml.cli_gguf import add_gguf
@@ -55,6 +56,7 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
 _VERBS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...] = (
     ("demo", add_demo, "convert, quantize and ask the model that phiggml carries"),
     ("convert", add_convert, "turn a checkpoint into GGUF, quantized on the way where asked"),
+    ("convert-lora", add_convert_lora, "turn a LoRA adapter of PEFT into GGUF"),
     ("quantize", add_quantize, "turn a GGUF file into one of another type"),
     ("run", add_run, "answer a prompt"),
     ("chat", add_chat, "talk with a model"),
