@@ -158,6 +158,14 @@ void check_special_tokens(const llama_vocab * vocabulary, bool add_special) {
     }
 }
 
+void check_tokens(const std::vector<std::int32_t> & tokens) {
+    if (std::any_of(tokens.begin(), tokens.end(), [](std::int32_t token) { return token < 0; })) {
+        throw Error::format(
+            "tokenize: the model's vocabulary has no token for a part of the text, and names no "
+            "unknown token. Convert the checkpoint anew.");
+    }
+}
+
 }  // namespace
 
 void Model::Free::operator()(llama_model * model) const {
@@ -181,6 +189,9 @@ Model::Model(const ModelSettings & settings, Progress & progress) {
                             " Convert the checkpoint anew, or see the \"phiggml\" log at level DEBUG.")
             .with_path(settings.path);
     }
+    if (!settings.files.empty()) {
+        tokenizer_ = Tokenizer::make(llama_model_get_vocab(model_.get()), *settings.files[0]);
+    }
 }
 
 std::vector<std::int32_t> Model::tokenize(const std::string & text, bool add_special, bool parse_special) const {
@@ -190,6 +201,24 @@ std::vector<std::int32_t> Model::tokenize(const std::string & text, bool add_spe
     }
     const llama_vocab * vocabulary = llama_model_get_vocab(model_.get());
     check_special_tokens(vocabulary, add_special);
+    return tokenizer_ ? encode(text, add_special, parse_special) : encode_upstream(text, add_special, parse_special);
+}
+
+std::vector<std::int32_t> Model::encode(const std::string & text, bool add_special, bool parse_special) const {
+    const llama_vocab * vocabulary = llama_model_get_vocab(model_.get());
+    std::vector<std::int32_t> tokens = tokenizer_->encode(text, parse_special);
+    if (add_special && llama_vocab_get_add_bos(vocabulary)) {
+        tokens.insert(tokens.begin(), llama_vocab_bos(vocabulary));
+    }
+    if (add_special && llama_vocab_get_add_eos(vocabulary)) {
+        tokens.push_back(llama_vocab_eos(vocabulary));
+    }
+    check_tokens(tokens);
+    return tokens;
+}
+
+std::vector<std::int32_t> Model::encode_upstream(const std::string & text, bool add_special, bool parse_special) const {
+    const llama_vocab * vocabulary = llama_model_get_vocab(model_.get());
     const auto size = static_cast<std::int32_t>(text.size());
     std::vector<std::int32_t> tokens(text.size() + 2);
     const auto fill = [&] {
@@ -221,11 +250,7 @@ std::vector<std::int32_t> Model::tokenize(const std::string & text, bool add_spe
         throw Error(ErrorKind::input, "tokenize: the text has too many tokens to count. Split it.");
     }
     tokens.resize(static_cast<std::size_t>(n));
-    if (std::any_of(tokens.begin(), tokens.end(), [](std::int32_t token) { return token < 0; })) {
-        throw Error::format(
-            "tokenize: the model's vocabulary has no token for a part of the text, and names no "
-            "unknown token. Convert the checkpoint anew.");
-    }
+    check_tokens(tokens);
     return tokens;
 }
 
@@ -244,6 +269,14 @@ std::string Model::detokenize(const std::vector<std::int32_t> & tokens, bool spe
         }
     }
     check_vocabulary(vocabulary, "detokenize");
+    if (tokenizer_ && llama_vocab_type(vocabulary) == LLAMA_VOCAB_TYPE_BPE) {
+        // Upstream would take spaces away before punctuation.
+        std::string text;
+        for (const std::int32_t token : tokens) {
+            text += piece(token, special);
+        }
+        return text;
+    }
     std::string text(tokens.size() * 8 + 16, '\0');
     const auto fill = [&] {
         return llama_detokenize(vocabulary, tokens.data(), static_cast<std::int32_t>(tokens.size()), text.data(),

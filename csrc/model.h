@@ -9,6 +9,7 @@
 
 #include "gguf.h"
 #include "progress.h"
+#include "tokenizer.h"
 
 struct llama_model;
 
@@ -53,10 +54,14 @@ public:
     llama_model * handle() const { return model_.get(); }
 
 private:
+    std::vector<std::int32_t> encode(const std::string & text, bool add_special, bool parse_special) const;
+    std::vector<std::int32_t> encode_upstream(const std::string & text, bool add_special, bool parse_special) const;
+
     struct Free {
         void operator()(llama_model * model) const;
     };
     std::unique_ptr<llama_model, Free> model_;
+    std::unique_ptr<Tokenizer> tokenizer_;  // of the model's vocabulary; none where upstream tokenizes
 };
 
 }  // namespace phiggml

@@ -179,6 +179,7 @@ def metadata_cases(name: str) -> dict[str, Case]:
 
 TOKENS, TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type"
 SCORES, MERGES = "tokenizer.ggml.scores", "tokenizer.ggml.merges"
+OWN = "phiggml.tokenizer."
 
 
 def vocabulary_cases() -> dict[str, Case]:
@@ -236,8 +237,36 @@ def vocabulary_cases() -> dict[str, Case]:
         "whitespace": (put("tokenizer.ggml.pre", "whitespace"), "tokenizer.ggml.pre"),
         "pre a number": (put("tokenizer.ggml.pre", 1), "tokenizer.ggml.pre"),
     }
-    return {f"phi3: {what}": ("phi3", *case) for what, case in spm.items()} | {
-        f"qwen2: {what}": ("qwen2", *case) for what, case in bpe.items()
+    return (
+        {f"phi3: {what}": ("phi3", *case) for what, case in spm.items()}
+        | {f"qwen2: {what}": ("qwen2", *case) for what, case in bpe.items()}
+        | added_token_cases()
+    )
+
+
+def added_token_cases() -> dict[str, Case]:
+    """Of the keys that only our tokenizer reads."""
+    every = [put(OWN + flag, list(range(N_VOCAB)), "INT32") for flag in ("lstrip", "normalized")]
+    cases: dict[str, tuple[Change, str | None]] = {
+        "a scheme of numbers": (put(OWN + "prepend_scheme", 1), OWN + "prepend_scheme"),
+        "an unknown scheme": (put(OWN + "prepend_scheme", "sometimes"), None),
+        "a scheme": (put(OWN + "prepend_scheme", "first"), None),
+        "flags of texts": (put(OWN + "lstrip", ["a"], "STRING"), OWN + "lstrip"),
+        "flags of one number": (put(OWN + "rstrip", 1), OWN + "rstrip"),
+        "flags of all tokens": (together(*every), None),
+        "flags of ids that are none": (
+            put(OWN + "single_word", [-1, N_VOCAB, 2**31 - 1], "INT32"),
+            None,
+        ),
+        "flags of nothing": (put(OWN + "normalized", np.zeros(0, np.int32), "INT32"), None),
+        "all user-defined": (put(TYPES, [4] * N_VOCAB, "INT32"), None),
+        "all special": (put(TYPES, [3] * N_VOCAB, "INT32"), None),
+        "all unused": (put(TYPES, [5] * N_VOCAB, "INT32"), None),
+    }
+    return {
+        f"{name}: {what}": (name, *case)
+        for name in ("phi3", "phi2", "qwen2")
+        for what, case in cases.items()
     }
 
 
@@ -368,6 +397,7 @@ def used(path: Path) -> None:
         session.eval([0, model.n_vocab - 1], logits="all")
         for call in (
             lambda: model.tokenize("a ab \u4f60"),
+            lambda: model.tokenize(" a<s>\n ab<|end|>", parse_special=True),
             lambda: model.detokenize(model.tokenize("a\nb", add_special=False)),
             lambda: model.detokenize(range(model.n_vocab), special=True),
         ):

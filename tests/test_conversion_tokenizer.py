@@ -92,7 +92,7 @@ def test_special_ids_and_flags(tmp_path: Path) -> None:
         "eos_token_id": MARKER_IDS["<|endoftext|>"],
         "unknown_token_id": 0,
         "padding_token_id": MARKER_IDS["<|endoftext|>"],
-        "eot_token_id": MARKER_IDS["<|end|>"],
+        # llama.cpp knows <|end|> by its text.
         "eom_token_id": MARKER_IDS["<|assistant|>"],
         "add_bos_token": False,
         "add_eos_token": False,
@@ -122,7 +122,7 @@ def test_without_tokenizer_config_added_tokens_json_suffices(tmp_path: Path) -> 
     assert metadata["tokenizer.ggml.tokens"][MARKER_IDS["<|user|>"]] == "<|user|>"
     assert metadata["tokenizer.ggml.token_type"][MARKER_IDS["<|end|>"]] == CONTROL
     assert metadata["tokenizer.ggml.eos_token_id"] == MARKER_IDS["<|endoftext|>"]
-    assert metadata["tokenizer.ggml.eot_token_id"] == MARKER_IDS["<|end|>"]
+    assert not {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"} & metadata.keys()
     assert "tokenizer.ggml.add_bos_token" not in metadata
     assert "tokenizer.chat_template" not in metadata
 

@@ -54,7 +54,7 @@ def in_child(code: str, *arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def bpe_model(nano_f16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """phi3-nano with a byte-level vocabulary that is split as Phi-4-mini's is."""
+    """phi3-nano with a byte-level vocabulary that llama.cpp splits by std::regex."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     tokens = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
@@ -67,7 +67,7 @@ def bpe_model(nano_f16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {
             "general.name": "bytes",
             "tokenizer.ggml.model": "gpt2",
-            "tokenizer.ggml.pre": "gpt-4o",
+            "tokenizer.ggml.pre": "llama4",
             "tokenizer.ggml.tokens": tokens,
             "tokenizer.ggml.merges": ["a a"],
             "tokenizer.ggml.token_type": np.ones(n_vocab, np.int32),

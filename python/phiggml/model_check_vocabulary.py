@@ -54,6 +54,11 @@ _FLAGS = tuple(
     )
 )
 
+# Ids of added tokens that have a flag of the tokenizers library's.
+_FLAGGED = tuple(
+    f"phiggml.tokenizer.{name}" for name in ("lstrip", "rstrip", "single_word", "normalized")
+)
+
 _PHI3_TOKENS = ("<unk>", "<s>", "</s>", "<|endoftext|>")
 
 # Upstream's work and memory for a token grow with the square of its length where it is spelt out
@@ -95,6 +100,9 @@ def check_vocabulary(metadata: CheckedMetadata) -> int | None:
     scores = metadata.numbers("tokenizer.ggml.scores", "FLOAT32", "INT32")
     metadata.numbers("tokenizer.ggml.suppress_tokens", "INT32")
     metadata.texts("tokenizer.ggml.merges")
+    for key in _FLAGGED:
+        metadata.numbers(key, "INT32")
+    metadata.text("phiggml.tokenizer.prepend_scheme")
     if kind in _NEED_MERGES and metadata.text("tokenizer.ggml.pre") != "kimi-k2":
         metadata.require("tokenizer.ggml.merges")
     if strings is None:

@@ -25,6 +25,7 @@ from phiggml.conversion.sentencepiece import (
 from phiggml.conversion.special_tokens import TOKEN_KINDS
 from phiggml.conversion.vocabulary import (
     ADDED_SCORE,
+    END_OF_TURN,
     NEVER_STRIP,
     PADDING_SCORE,
     padding_token,
@@ -152,7 +153,7 @@ def export_tokenizer(metadata: Fields) -> ExportedTokenizer | None:
         },
         special=special,
         ids={f"{name}_token_id": ids.get(name) for name in _ids_of_config(ids)},
-        ends=_ends(metadata, ids, len(table.tokens)),
+        ends=_ends(metadata, ids, table),
     )
 
 
@@ -323,8 +324,8 @@ def _scheme(metadata: Fields) -> str:
     """Which texts begin with a space: "always" and "first" but for those that have one, or each."""
     key = "phiggml.tokenizer.prepend_scheme"
     scheme = metadata.text(key, "") if metadata.has(key) else "each"
-    if scheme not in ("each", "always", "first"):
-        metadata.fault(key, 'must be "always" or "first".')
+    if scheme not in ("each", "always", "first", "never"):
+        metadata.fault(key, 'must be "always", "first" or "never".')
     return scheme
 
 
@@ -371,12 +372,15 @@ def _added_to_prompts(metadata: Fields) -> dict[str, bool]:
     return found
 
 
-def _ends(metadata: Fields, ids: Mapping[str, int], n_tokens: int) -> tuple[int, ...]:
+def _ends(metadata: Fields, ids: Mapping[str, int], table: _Table) -> tuple[int, ...]:
+    """All ids that end a text: those that the file names, and the end of turn, named or not."""
     found = [ids["eos"]] if "eos" in ids else []
     for name in ("eot", "eom"):
         key = f"{_PREFIX}{name}_token_id"
         if metadata.has(key):
-            found.append(metadata.integer(key, minimum=0, maximum=n_tokens - 1))
+            found.append(metadata.integer(key, minimum=0, maximum=len(table.tokens) - 1))
+    if END_OF_TURN in table.tokens:
+        found.append(table.tokens.index(END_OF_TURN))
     return tuple(dict.fromkeys(found))
 
 

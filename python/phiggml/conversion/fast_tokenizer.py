@@ -28,8 +28,8 @@ def encode_fast_tokenizer(
         model: pieces, scores and types.
         tokens: of the whole vocabulary, by id.
         added: id -> content and flags of each added token.
-        scheme: which texts get a space in front, if the model puts one there: "each" between added
-            tokens, or Metaspace's "always" or "first".
+        scheme: which texts get a space in front: "each" between added tokens, if the model puts one
+            there, or Metaspace's "always", "first" or "never".
 
     Source:
         The serialization of the tokenizers library (model BPE with byte_fallback), with the
@@ -42,31 +42,14 @@ def encode_fast_tokenizer(
     if any(i not in added for i in range(count, last + 1)):
         # Readers number added tokens without holes; those in the vocabulary keep their ids.
         vocabulary |= {tokens[i]: i for i in range(count, last + 1)}
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    prepend = [{"type": "Prepend", "prepend": _SPACE}] if model.add_dummy_prefix else []
-    normalizer: dict[str, Any] | None
-    normalizer, splitter = {"type": "Sequence", "normalizers": [*prepend, replace]}, None
-    if scheme != "each" and model.add_dummy_prefix:
-        metaspace = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": scheme}
-        normalizer, splitter = None, {**metaspace, "split": False}
-    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     document = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": _added_tokens(model, added),
-        "normalizer": normalizer,
-        "pre_tokenizer": splitter,
+        **_spaces(scheme, prefix=model.add_dummy_prefix),
         "post_processor": None,
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-                *([strip] if model.add_dummy_prefix else []),
-            ],
-        },
+        "decoder": _decoder(prefix=model.add_dummy_prefix),
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -81,6 +64,27 @@ def encode_fast_tokenizer(
         },
     }
     return json.dumps(document, ensure_ascii=False).encode()
+
+
+def _spaces(scheme: str, *, prefix: bool) -> dict[str, Any]:
+    """The normalizer or the pre-tokenizer that shows spaces and puts one in front."""
+    if scheme != "each":
+        metaspace = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": scheme}
+        return {"normalizer": None, "pre_tokenizer": {**metaspace, "split": False}}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    prepend = [{"type": "Prepend", "prepend": _SPACE}] if prefix else []
+    normalizer = {"type": "Sequence", "normalizers": [*prepend, replace]}
+    return {"normalizer": normalizer, "pre_tokenizer": None}
+
+
+def _decoder(*, prefix: bool) -> dict[str, Any]:
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    decoders = [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    return {"type": "Sequence", "decoders": [*decoders, strip] if prefix else decoders}
 
 
 def _added_tokens(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from phiggml.conversion.faults import Faults
 from phiggml.conversion.fields import is_text
 from phiggml.conversion.jsonfile import SMALL_LIMIT, read_bytes, read_object
-from phiggml.conversion.vocabulary import END_OF_TURN, Vocabulary
+from phiggml.conversion.vocabulary import END_OF_TEXT, END_OF_TURN, Vocabulary
 from phiggml.errors import FormatError
 
 __all__ = ["TOKEN_KINDS", "special_token_metadata"]
@@ -24,6 +25,10 @@ TOKEN_KINDS = {
     "cls": "cls",
     "mask": "mask",
 }
+# Texts of tokens that llama.cpp ends at by itself, whatever a file's keys say.
+_KNOWN_ENDS = frozenset(
+    {END_OF_TURN, END_OF_TEXT, "<|im_end|>", "</s>", "<|eot_id|>", "<|eom_id|>"}
+)
 _NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits)
 
 
@@ -43,21 +48,36 @@ def special_token_metadata(
         faults: receives ids that are no tokens.
 
     Returns:
-        metadata. End-of-generation ids are eos, eot (`<|end|>`) and, where generation_config.json
-        names one more, eom: three keys that llama.cpp stops at.
+        metadata. Generation ends at eos and at tokens that llama.cpp knows by their texts, such as
+        `<|end|>`; of others that config.json or generation_config.json name, eom and eot hold two.
     """
-    metadata: dict[str, Any] = {}
     ids = _special_ids(vocabulary, config, faults)
-    for kind, token_id in ids.items():
-        metadata[f"tokenizer.ggml.{TOKEN_KINDS[kind]}_token_id"] = token_id
     ends = _end_ids(vocabulary, config, generation, faults)
     if "eos" not in ids and ends:
-        metadata["tokenizer.ggml.eos_token_id"] = ids["eos"] = ends[0]
-    further = [token_id for token_id in ends if token_id != ids.get("eos")]
-    for key, token_id in zip(("eot", "eom"), further, strict=False):
+        ids["eos"] = ends[0]
+    elif "eos" not in ids and not vocabulary.has_default_end:
+        if END_OF_TEXT in vocabulary.ids:
+            ids["eos"] = vocabulary.ids[END_OF_TEXT]
+        else:
+            path = vocabulary.folder / "config.json"
+            faults.add(path, f"names no eos_token_id, and there is no token {END_OF_TEXT!r}.")
+    metadata: dict[str, Any] = {
+        f"tokenizer.ggml.{TOKEN_KINDS[kind]}_token_id": token_id for kind, token_id in ids.items()
+    }
+    further = [
+        token_id
+        for token_id in ends
+        if token_id != ids.get("eos") and vocabulary.tokens[token_id] not in _KNOWN_ENDS
+    ]
+    for key, token_id in zip(("eom", "eot"), further, strict=False):
         metadata[f"tokenizer.ggml.{key}_token_id"] = token_id
     for kind, added in _added_to_prompts(vocabulary).items():
         metadata[f"tokenizer.ggml.add_{kind}_token"] = added
+        if added and kind not in ids:
+            faults.add(
+                vocabulary.folder / "tokenizer_config.json",
+                f"says that {kind} is added to prompts, and names no {kind}_token.",
+            )
     metadata.update(_chat_templates(vocabulary, faults))
     return metadata
 
@@ -109,12 +129,16 @@ def _end_ids(
 def _added_to_prompts(vocabulary: Vocabulary) -> dict[str, bool]:
     """Whether bos and eos are put around a prompt: tokenizer.json's template, else the flags."""
     added: dict[str, bool] = {}
-    template = _single_template(vocabulary.fast)
+    processors = list(_post_processors(vocabulary.fast))
+    if any(processor.get("type") == "ByteLevel" for processor in processors):
+        added = {"bos": False, "eos": False}
+    template = _single_template(processors)
     for kind, place in (("bos", 0), ("eos", -1)):
         if len(template) > 1:
             end = template[place]
             special = end.get("SpecialToken") if isinstance(end, dict) else None
             if isinstance(special, dict) and special.get("id"):
+                # One that is not the model's own cannot be said; nothing is added then.
                 name = vocabulary.config.get(f"{kind}_token")
                 name = name.get("content") if isinstance(name, dict) else name
                 added[kind] = name is None or name == special["id"]
@@ -127,12 +151,19 @@ def _added_to_prompts(vocabulary: Vocabulary) -> dict[str, bool]:
     return added
 
 
-def _single_template(fast: dict[str, Any]) -> list[Any]:
-    """What tokenizer.json's post-processor makes of one text: sequence and special tokens."""
+def _post_processors(fast: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The steps that follow the splitting in tokenizer.json."""
     post = fast.get("post_processor")
-    processors = post.get("processors", [post]) if isinstance(post, dict) else []
-    for processor in processors if isinstance(processors, list) else []:
-        if isinstance(processor, dict) and processor.get("type") == "TemplateProcessing":
+    steps = post.get("processors", [post]) if isinstance(post, dict) else []
+    for step in steps if isinstance(steps, list) else []:
+        if isinstance(step, dict):
+            yield step
+
+
+def _single_template(processors: list[dict[str, Any]]) -> list[Any]:
+    """What tokenizer.json's post-processor makes of one text: sequence and special tokens."""
+    for processor in processors:
+        if processor.get("type") == "TemplateProcessing":
             single = processor.get("single")
             return single if isinstance(single, list) else []
     return []

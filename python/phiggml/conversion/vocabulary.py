@@ -13,6 +13,7 @@ from phiggml.conversion.vocabulary_sentencepiece import (
     SentencePieceVocabulary,
 )
 from phiggml.conversion.vocabulary_table import (
+    END_OF_TEXT,
     END_OF_TURN,
     TokenizerFiles,
     Vocabulary,
@@ -22,6 +23,7 @@ from phiggml.errors import UnsupportedError
 
 __all__ = [
     "ADDED_SCORE",
+    "END_OF_TEXT",
     "END_OF_TURN",
     "NEVER_STRIP",
     "PADDING_SCORE",

@@ -38,7 +38,7 @@ BYTE_CHARACTERS = _byte_characters()
 def is_byte_level(fast: dict[str, Any]) -> bool:
     """Whether a tokenizer.json holds a BPE tokenizer whose pieces are made of bytes."""
     model = fast.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+    if isinstance(model, dict) and model.get("type", "BPE") != "BPE":
         return False
     waiting = [fast.get("pre_tokenizer"), fast.get("decoder")]
     while waiting:
@@ -64,13 +64,15 @@ class BPEVocabulary(Vocabulary):
         that added tokens are control tokens only where the files say so.
     """
 
+    has_default_end = False  # llama.cpp takes token 11, whatever that is
+
     def __init__(self, files: TokenizerFiles, size: int, faults: Faults) -> None:
         self.merges: list[str] = []
         self.pre = ""
         super().__init__(files, size, faults)
 
     @property
-    def strips_after_special(self) -> bool | None:
+    def strips_after_special(self) -> bool:
         """False: a name that says Phi-3 makes llama.cpp look for tokens that are not here."""
         return False
 
@@ -109,7 +111,8 @@ class BPEVocabulary(Vocabulary):
         path = self._pieces_path()
         if self.fast:
             pieces, merges, merges_path = *self._fast_model(path), path
-            ignores = self.fast["model"].get("ignore_merges") is True
+            model = self.fast.get("model")
+            ignores = isinstance(model, dict) and bool(model.get("ignore_merges"))
             self.pre = name_pre_tokenizer(self.fast, path, ignore_merges=ignores)
         else:
             kind = str(self.config.get("tokenizer_class", _GPT2_CLASSES[0]))
@@ -132,7 +135,10 @@ class BPEVocabulary(Vocabulary):
             )
 
     def _fast_model(self, path: Path) -> tuple[dict[str, Any], Iterable[Any]]:
-        model = self.fast["model"]
+        model = self.fast.get("model")
+        if not isinstance(model, dict):
+            self._faults.add(path, "model must be an object.")
+            return {}, []
         for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
             if model.get(key):
                 raise UnsupportedError(

@@ -83,9 +83,9 @@ class SentencePieceVocabulary(Vocabulary):
             "tokenizer.ggml.token_type": self.types,
         }
         scheme = self._prepend_scheme()
-        if scheme == "never":
+        if scheme in ("none", "never"):
             metadata["tokenizer.ggml.add_space_prefix"] = False
-        elif scheme != "each":
+        if scheme in ("always", "first") or (scheme == "never" and self._flagged("normalized")):
             metadata["phiggml.tokenizer.prepend_scheme"] = scheme
         return metadata | self._flag_metadata(self._rstrip(), self._flagged("normalized"))
 
@@ -105,11 +105,12 @@ class SentencePieceVocabulary(Vocabulary):
         """Which texts get a space in front: tokenizer.json says, or else tokenizer.model.
 
         Returns:
-            "each" between added tokens; "always", but for those that begin with a space; "first"
-            in the whole text, but for a space; or "never".
+            "each" between added tokens, or "none", by a normalizer, before normalized tokens are
+            looked for; "always", "first" or "never" by a pre-tokenizer, after that, and only in
+            front of what does not begin with a space.
         """
         if "normalizer" not in self.fast and "pre_tokenizer" not in self.fast:
-            return "each" if self.model.add_dummy_prefix else "never"
+            return "each" if self.model.add_dummy_prefix else "none"
         for part in _parts(self.fast.get("normalizer"), self.fast.get("pre_tokenizer")):
             if part.get("type") == "Prepend":
                 return "each"
@@ -118,7 +119,7 @@ class SentencePieceVocabulary(Vocabulary):
                 given = part.get("prepend_scheme", "always")
                 added = part.get("add_prefix_space", True) and given in ("always", "first")
                 return str(given) if added else "never"
-        return "never"
+        return "none"
 
     def _check_unsplit(self, metaspace: dict[str, Any]) -> None:
         """Splitting at spaces changes nothing where no piece goes over one; else it is refused."""

@@ -15,10 +15,10 @@ from phiggml.conversion.fields import is_text
 from phiggml.conversion.jsonfile import LARGE_LIMIT, SMALL_LIMIT, read_object
 from phiggml.conversion.sentencepiece import CONTROL, UNUSED, USER_DEFINED
 
-__all__ = ["END_OF_TURN", "TokenizerFiles", "Vocabulary", "padding_token"]
+__all__ = ["END_OF_TEXT", "END_OF_TURN", "TokenizerFiles", "Vocabulary", "padding_token"]
 
-END_OF_TURN = "<|end|>"
-_CONTROL = frozenset({END_OF_TURN, "<|endoftext|>", "<|assistant|>", "<|user|>", "<|system|>"})
+END_OF_TURN, END_OF_TEXT = "<|end|>", "<|endoftext|>"
+_CONTROL = frozenset({END_OF_TURN, END_OF_TEXT, "<|assistant|>", "<|user|>", "<|system|>"})
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 _SHOWN = 5
 
@@ -68,6 +68,9 @@ class Vocabulary:
         faults: receives what is wrong with the files.
     """
 
+    has_default_end = True
+    """Whether a file that names no end of text means one that exists."""
+
     def __init__(self, files: TokenizerFiles, size: int, faults: Faults) -> None:
         self.folder = files.folder
         self.config = files.config
@@ -86,10 +89,10 @@ class Vocabulary:
             self.types[self.ids[token]] = CONTROL
 
     @property
-    def strips_after_special(self) -> bool | None:
-        """Whether the model's name must say Phi-3, for white space right of special tokens.
+    def strips_after_special(self) -> bool:
+        """Whether the model's name says Phi-3, by which llama.cpp strips white space after tokens.
 
-        None leaves the name as it is.
+        A name that says so loses it where this is False; others stay as they are.
         """
         raise NotImplementedError
 
