@@ -23,8 +23,9 @@ from phiggml.errors import InputError
 
 __all__ = ["AtomicFile", "publish_together", "require_writable_name"]
 
-# Larger single writes are slower, and Ctrl-C waits for each.
-_ONE_WRITE = 4 << 20
+# For larger single writes Linux makes room of the same size in one piece, where it can, which takes
+# several times as long as filling it once memory is fragmented. Ctrl-C waits for each.
+_ONE_WRITE = 128 << 10
 # How much is written before the disk is set to work on it, so that it does not wait for the fsync.
 _WRITE_BACK = 8 << 20
 _ONE_MOVE = 8 << 20

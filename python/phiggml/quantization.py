@@ -41,12 +41,19 @@ __all__ = [
     "SourceModel",
     "SourceTensor",
     "WriteJob",
+    "file_size",
     "quantize_model",
     "write_model",
 ]
 
 # Enough rows at a time to keep all threads busy, few enough to stay in the processor's caches.
+_MEMORY_OF_A_THREAD = 4 << 20
 _DEFAULT_MEMORY = 32 << 20
+# What is copied as it is: enough at a time that the steps of Python cost nothing, few enough that
+# the bytes are still in a cache when they are written.
+_COPIED_AT_ONCE = 4 << 20
+# The bits of infinity: those of finite numbers are smaller, those of NaN greater.
+_INFINITY = {"F32": 0x7F80_0000, "F16": 0x7C00, "BF16": 0x7F80}
 
 _DEFAULT_OPTIONS = QuantizeOptions()
 
@@ -178,11 +185,11 @@ def write_model(
         options=job.options,
         imatrix_names=imatrix,
     )
-    budget = _memory(job.options, plan)
     threads = thread_count(job.threads, "quantize")
+    budget = _memory(job.options, plan, threads)
     metadata = _output_metadata(source.metadata, plan)
     if job.dry_run:
-        nbytes = _file_size(metadata, plan)
+        nbytes = file_size(metadata, plan)
     else:
         converter = _Converter(imatrix or {}, budget, threads, progress=job.progress)
         with GGUFWriter(path, overwrite=job.overwrite) as writer:
@@ -218,7 +225,7 @@ def _declare(writer: GGUFWriter, metadata: Mapping[str, Any], plan: Plan) -> Non
         writer.add_tensor_stream(tensor.name, tensor.shape, tensor.type)
 
 
-def _file_size(metadata: Mapping[str, Any], plan: Plan) -> int:
+def file_size(metadata: Mapping[str, Any], plan: Plan) -> int:
     """Size of the file that a GGUFWriter would write, in bytes."""
     given = _plain(metadata).get("general.alignment", 32)
     alignment = int(given)
@@ -281,13 +288,16 @@ def _importances(
 def _row_memory(tensor: PlannedTensor) -> int:
     """Bytes that one row takes on its way: as it is, as float32, and as it becomes."""
     rows = math.prod(tensor.shape[:-1])
-    return tensor.source_nbytes // rows + 4 * tensor.shape[-1] + tensor.nbytes // rows
+    nbytes = tensor.source_nbytes // rows
+    if tensor.type != tensor.source_type:
+        return nbytes + 4 * tensor.shape[-1] + tensor.nbytes // rows
+    return nbytes if tensor.type in _INFINITY else nbytes + 4 * tensor.shape[-1]
 
 
-def _memory(options: QuantizeOptions, plan: Plan) -> int:
+def _memory(options: QuantizeOptions, plan: Plan, threads: int) -> int:
     budget = options.max_memory
     if budget is None:
-        return _DEFAULT_MEMORY
+        return min(threads * _MEMORY_OF_A_THREAD, _DEFAULT_MEMORY)
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise InputError(f"max_memory: {budget!r}: it must be a positive number of bytes, or None.")
     for tensor in plan.tensors:
@@ -349,7 +359,10 @@ class _Converter:
     def _pieces(self, planned: PlannedTensor, *, by_expert: bool) -> Iterator[tuple[int, int]]:
         """Ranges of rows; with importances, none spans two experts."""
         rows = math.prod(planned.shape[:-1])
-        step = max(1, self._budget // _row_memory(planned))
+        budget = self._budget
+        if planned.type == planned.source_type and planned.type in _INFINITY:
+            budget = min(budget, _COPIED_AT_ONCE)
+        step = max(1, budget // _row_memory(planned))
         unit = planned.shape[-2] if by_expert else rows
         for first in range(0, rows, unit):
             for start in range(first, first + unit, step):
@@ -375,7 +388,22 @@ class _Converter:
         return out
 
     def _check_finite(self, block: npt.NDArray[np.uint8], planned: PlannedTensor) -> None:
-        if not QuantType(planned.type).can_dequantize:
+        if planned.type in _INFINITY:
+            finite = _is_finite(block, planned.type)
+        elif QuantType(planned.type).can_dequantize:
+            numbers = self._numbers(block, planned.type, planned.shape[-1])
+            finite = bool(np.isfinite(numbers).all())
+        else:
             return
-        if not np.isfinite(self._numbers(block, planned.type, planned.shape[-1])).all():
+        if not finite:
             raise InputError("it holds NaN or infinity. Repair the source first.")
+
+
+def _is_finite(block: npt.NDArray[np.uint8], type: str) -> bool:
+    """Whether numbers of F32, F16 or BF16 are finite, by their bits: no copy, at memory's speed."""
+    infinity, size = _INFINITY[type], QuantType(type).block_bytes
+    # Of numbers with a sign the bits are greater than all others, or negative: each kind has its
+    # greatest.
+    with_sign = int(block.view(f"<u{size}").max())
+    without = int(block.view(f"<i{size}").max())
+    return without < infinity and with_sign < infinity | 1 << (8 * size - 1)

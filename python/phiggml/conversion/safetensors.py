@@ -96,46 +96,32 @@ class SafetensorsFile:
         """Returns bytes [start, stop) of `tensor`, or all: uint8[stop - start], a copy.
 
         Raises:
-            As read_into.
-        """
-        out = np.empty((tensor.nbytes if stop is None else stop) - start, dtype=np.uint8)
-        self.read_into(tensor, start, out)
-        return out
-
-    def read_into(self, tensor: StoredTensor, start: int, out: npt.NDArray[np.uint8]) -> None:
-        """Reads bytes of `tensor` from `start` on into `out`, which they fill.
-
-        Args:
-            tensor: one of this file's.
-            start: of the first byte, within the tensor.
-            out: uint8, C-contiguous.
-
-        Raises:
             FormatError: the file has been made shorter or written to since its header was read.
             InputError: the bytes lie outside the tensor, or the file is closed.
         """
         if self._stream is None:
             raise InputError(f"read checkpoint: {self.path}: is closed. Open it again.")
-        if not 0 <= start <= start + out.nbytes <= tensor.nbytes:
+        stop = tensor.nbytes if stop is None else stop
+        if not 0 <= start <= stop <= tensor.nbytes:
             raise InputError(
-                f"read checkpoint: {self.path}: tensor {tensor.name!r}: bytes [{start}, "
-                f"{start + out.nbytes}): it has {tensor.nbytes}."
+                f"read checkpoint: {self.path}: tensor {tensor.name!r}: bytes [{start}, {stop}): "
+                f"it has {tensor.nbytes}."
             )
+        out = np.empty(stop - start, dtype=np.uint8)
         descriptor = self._stream.fileno()
-        left = memoryview(out).cast("B") if out.nbytes else memoryview(b"")
-        place = tensor.offset + start
+        left, place = out.data, tensor.offset + start
         while len(left) > 0:
             count = os.preadv(descriptor, [left[:_ONE_READ]], place)
             if count == 0:
                 break
-            left = left[count:]
-            place += count
+            left, place = left[count:], place + count
         # After the reads: what was written before one of them shows in the time by now.
         now = os.fstat(descriptor)
         if len(left) > 0 or now.st_size < self._size:
             self._fail("was made shorter while it was read. Convert again from an unchanged file")
         if (now.st_size, now.st_mtime_ns) != (self._size, self._opened.st_mtime_ns):
             self._fail("was written to while it was read. Convert again from an unchanged file")
+        return out
 
     def close(self) -> None:
         """Closes the file; closing again does nothing."""
