@@ -19,6 +19,7 @@ import phiggml
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO = ROOT / "examples" / "phi3-nano"
+DATA = ROOT / "tests" / "data"
 SECTIONS = ["Args", "Attributes", "Returns", "Raises", "Cost", "Source", "Example"]
 
 
@@ -35,6 +36,8 @@ def test_examples_run(
     # The examples find a checkpoint and a model by these names in the current folder.
     (tmp_path / "phi3-nano").symlink_to(NANO)
     (tmp_path / "phi3-nano.gguf").symlink_to(nano_f16)
+    (tmp_path / "phi2").symlink_to(DATA / "lora_phi2")
+    (tmp_path / "phi2-adapter").symlink_to(DATA / "lora_phi2")
     monkeypatch.chdir(tmp_path)
     module: ModuleType = importlib.import_module(name)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
@@ -103,8 +106,9 @@ def test_callables_say_what_they_take_and_give(name: str) -> None:
 
 
 def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its Python, one block after the other, on phi3-nano and a smaller array."""
+    """Its Python, one block after the other, on small models and a smaller array."""
     (tmp_path / "Phi-3-mini-4k-instruct").symlink_to(NANO)
+    phiggml.convert(DATA / "phi4-mini-tiny", tmp_path / "phi4-mini.gguf")
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text("utf-8")
     names: dict[str, Any] = {}

@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def _gain(ratio: float, seconds: float) -> str:
     return f"{ratio:.2f}x smaller, {written}" if ratio > 1.05 else written
 
 
-def _tell_sizes(checkpoint: Path, reports: list[pg.Report]) -> None:
+def _tell_sizes(checkpoint: Path, reports: Sequence[pg.Report]) -> None:
     n_params = sum(math.prod(tensor.shape) for tensor in reports[0].tensors)
     original = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
     say(f"{checkpoint.name}, a Phi-3 checkpoint of {n_params / 1e6:.1f} million weights:")

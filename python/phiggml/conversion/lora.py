@@ -85,6 +85,12 @@ def convert_lora(
         Names and shapes as llama.cpp's convert_lora_to_gguf.py writes them. A module's change is
         lora_alpha / r * B @ A, or lora_alpha / sqrt(r) * B @ A with use_rslora, as in PEFT; the
         file has one alpha, and B is multiplied where ranks, patterns or experts need another.
+
+    Example:
+        >>> import phiggml as pg
+        >>> report = pg.convert_lora("phi2-adapter", "phi2-adapter.gguf", base="phi2")
+        >>> report.tensors[0].name
+        'token_embd.weight.lora_a'
     """
     started = time.perf_counter()
     canonical = _checked_type(type)
