@@ -182,6 +182,15 @@ METADATA: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
         {**SIZES, **MOE, **LONG_MOE, "rope.scaling.original_context_length": 64},
     ),
+    # As transformers takes it, unlike a Phi-3's: what stands inside goes first.
+    "phimoe, original inside and another outside": (
+        "phimoe",
+        {
+            "original_max_position_embeddings": 256,
+            "rope_scaling": {**LONG, "original_max_position_embeddings": 64},
+        },
+        {**SIZES, **MOE, **LONG_MOE, "rope.scaling.original_context_length": 64},
+    ),
     # As transformers takes it: the short factors hold everywhere.
     "phimoe, original missing": (
         "phimoe",

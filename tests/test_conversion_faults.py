@@ -13,6 +13,7 @@ import checkpoints
 from checkpoint_kinds import KINDS, LONG, write_kind
 from checkpoints import Stored, write_json
 from phiggml.conversion import plan_conversion
+from phiggml.conversion.faults import Faults
 from phiggml.errors import FormatError, UnsupportedError
 
 EXPERT = "model.layers.1.block_sparse_moe.experts."
@@ -241,6 +242,11 @@ BAD_CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "moe: window": ("phimoe", {"sliding_window": -1}, "sliding_window = -1"),
     "moe: bias": ("phimoe", {"attention_bias": 1}, "attention_bias = 1: must be true or false"),
     "moe: partial": ("phimoe", {"partial_rotary_factor": 0.5}, "rotates whole heads"),
+    "moe: rope by layer": (
+        "phimoe",
+        {"rope_scaling": None, "rope_parameters": {"full_attention": {"rope_theta": 5e5}}},
+        "rope_parameters = .* holds 'full_attention' apart; all layers rotate alike",
+    ),
     "moe: yarn": ("phimoe", {"rope_scaling": {**LONG, "type": "yarn"}}, "known are longrope, su"),
     "moe: short factors": (
         "phimoe",
@@ -317,6 +323,16 @@ UNSUPPORTED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"architectures": ["Phi4FlashForCausalLM"]},
         "'Phi4FlashForCausalLM' is Phi-4-mini-flash.*no graph.* Phi3ForCausalLM",
     ),
+    "phi of 2023": (
+        "phi2",
+        {"model_type": "phi-msft", "hidden_size": ..., "n_embd": 32},
+        r"layout of Phi's first releases \(2023\)",
+    ),
+    "phi of 2023 by class": (
+        "phi2",
+        {"architectures": ["MixFormerSequentialForCausalLM"], "model_type": {}},
+        r"layout of Phi's first releases \(2023\)",
+    ),
     "another head": (
         "phimoe",
         {"architectures": ["PhimoeForSequenceClassification"]},
@@ -331,6 +347,44 @@ def test_what_is_valid_but_not_done(name: str, tmp_path: Path) -> None:
     write_kind(tmp_path, KINDS[kind], **changes)
     with pytest.raises(UnsupportedError, match=word):
         plan_conversion(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["architectures", "hidden_act"])
+def test_a_long_word_of_a_config_is_cut(field: str, tmp_path: Path) -> None:
+    word = "x" * 100_000
+    write_kind(tmp_path, KINDS["phi2"], **{field: [word] if field == "architectures" else word})
+    with pytest.raises(UnsupportedError, match=r"'xxxxx+\.\.\.") as caught:
+        plan_conversion(tmp_path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_long_name_of_a_tensor_is_cut(tmp_path: Path) -> None:
+    write_kind(tmp_path, KINDS["phi2"])
+    tensors = checkpoints.read_weights(tmp_path)
+    tensors["x" * 100_000] = zeros(1)
+    checkpoints.write_weights(tmp_path, tensors)
+    with pytest.raises(FormatError, match=r"xxx\.\.\.xxx.*has no place") as caught:
+        plan_conversion(tmp_path)
+    assert len(str(caught.value)) < 2000
+
+
+def test_faults_beyond_count_are_counted_and_not_kept() -> None:
+    faults = Faults("convert")
+    for i in range(1_000_000):
+        faults.add(Path(f"m/{i % 3}"), f"tensor {i} is missing.")
+    assert len(faults.sentences) == 100
+    lines = str(faults.error(Path("m"))).splitlines()
+    assert lines[0] == "convert: m: 1000000 faults:" and lines[-1] == "  ... and 999900 more."
+    assert len(lines) == 102
+
+
+def test_a_fault_in_the_current_folder_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_kind(tmp_path, KINDS["phi2"].without("lm_head.bias"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FormatError, match=r"^convert: \.: \.: tensor 'lm_head.bias' is missing"):
+        plan_conversion(".")
 
 
 def test_an_unknown_architecture_says_which_are_known(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import checkpoints
 from checkpoint_kinds import KINDS, Kind, expert_shapes, write_kind
 from command_line import Out, phiggml
 from phiggml.conversion import ConversionPlan, PlannedTensor, convert, plan_conversion
+from phiggml.errors import InputError
 
 LAYERS, EXPERTS = 32, 16
 
@@ -116,6 +119,28 @@ def test_notes_of_a_conversion_are_told_in_every_form(tmp_path: Path, capsys: Ou
     assert document["notes"] == [note]
     report = convert(tmp_path / "m", tmp_path / "out.gguf", overwrite=True)
     assert report.conversion.notes == (note,)
+
+
+def test_a_report_travels_like_that_of_a_quantization(tmp_path: Path) -> None:
+    write_kind(tmp_path / "m", KINDS["phimoe"])
+    report = convert(tmp_path / "m", tmp_path / "out.gguf", "Q8_0")
+    for other in (pickle.loads(pickle.dumps(report)), copy.deepcopy(report)):
+        assert other == report and hash(other) == hash(report) and str(other) == str(report)
+        assert str(other.conversion) == str(report.conversion)
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            other.conversion.metadata["general.name"] = "x"
+    # The tokens of a real model would be megabytes.
+    assert "tokenizer.ggml" not in repr(report)
+
+
+def test_plans_can_be_compared_and_their_copies_read_nothing(tmp_path: Path) -> None:
+    write_kind(tmp_path, KINDS["phimoe"])
+    plan = plan_conversion(tmp_path)
+    assert plan == plan and plan != plan_conversion(tmp_path)
+    copied = pickle.loads(pickle.dumps(plan))
+    assert str(copied) == str(plan)
+    with pytest.raises(InputError, match=r"model\.safetensors: is not open in a copy\. Plan again"):
+        copied.read(of(copied, "token_embd.weight"), 0, 1)
 
 
 def test_an_added_token_beyond_the_embedding_is_a_note_of_the_report(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy.typing as npt
@@ -42,7 +42,7 @@ class ConversionReport(Report):
         conversion: what each tensor and key is made of, and notes on what was left out.
     """
 
-    conversion: ConversionPlan
+    conversion: ConversionPlan = field(repr=False, compare=False)
 
     def __str__(self) -> str:
         if not self.written:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from phiggml.conversion.faults import Faults
 from phiggml.conversion.jsonfile import LARGE_LIMIT, read_object
 from phiggml.conversion.safetensors import SafetensorsFile, StoredTensor
-from phiggml.errors import FormatError, UnsupportedError
+from phiggml.errors import FormatError, InputError, UnsupportedError
 
 __all__ = ["Checkpoint"]
 
@@ -54,15 +54,18 @@ class Checkpoint:
         self.config: dict[str, Any] = self._read_config()
         self.files: dict[str, SafetensorsFile] = {}
         self._faults = faults
+        self._broken: list[FormatError] = []
 
     def open_weights(self) -> Mapping[str, StoredTensor]:
         """Reads the headers of all weight files; returns every tensor by name."""
         if (self.folder / _SINGLE).exists():
-            self._open([_SINGLE])
+            self._open(_SINGLE)
         elif (self.folder / _INDEX).exists():
             self._open_indexed()
         else:
-            self._open(self._shards())
+            for name in self._shards():
+                self._open(name)
+        self._raise_if_broken()
         tensors: dict[str, StoredTensor] = {}
         for file in self.files.values():
             for name, tensor in file.tensors.items():
@@ -77,11 +80,18 @@ class Checkpoint:
         self, tensor: StoredTensor, start: int = 0, stop: int | None = None
     ) -> npt.NDArray[np.uint8]:
         """Returns bytes [start, stop) of a tensor, or all, read from its file: uint8[...]."""
-        return self.files[tensor.path.name].data(tensor, start, stop)
+        file = self.files.get(tensor.path.name)
+        if file is None:
+            raise InputError(f"read checkpoint: {tensor.path}: is not open in a copy. Plan again.")
+        return file.data(tensor, start, stop)
 
     def close(self) -> None:
         for file in self.files.values():
             file.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, as of a report that is pickled, does not hold the files open."""
+        return {**vars(self), "files": {}}
 
     def _read_config(self) -> dict[str, Any]:
         path = self.folder / "config.json"
@@ -93,16 +103,35 @@ class Checkpoint:
             )
         return read_object(path)
 
-    def _open(self, names: list[str]) -> None:
-        for name in names:
+    def _open(self, name: str) -> bool:
+        try:
             self.files[name] = SafetensorsFile(self.folder / name)
+        except FormatError as error:
+            self._broken.append(error)
+            return False
+        return True
+
+    def _raise_if_broken(self) -> None:
+        """Without the tensors of a broken file, all of them would only seem to be missing."""
+        if not self._broken:
+            return
+        if len(self._broken) == 1 and not self._faults.sentences:
+            raise self._broken[0]
+        for error in self._broken:
+            path = Path(error.path or self.folder)
+            self._faults.add(path, str(error).removeprefix(f"read checkpoint: {path}: "))
+        raise self._faults.error(self.folder)
 
     def _shards(self) -> list[str]:
         names = sorted(path.name for path in self.folder.glob("model*.safetensors"))
         if not names:
             self._refuse_no_weights()
-        totals = {m[2] for m in map(_SHARD.fullmatch, names) if m}
-        for total in sorted(totals):
+        totals = sorted({m[2] for m in map(_SHARD.fullmatch, names) if m})
+        for total in totals[1:]:
+            self._faults.add(
+                self.folder, f"holds shards of {totals[0]} and of {total}. Keep those of one model."
+            )
+        for total in totals[:1]:
             expected = {f"model-{i:05}-of-{total}.safetensors" for i in range(1, int(total) + 1)}
             for name in sorted(expected.difference(names))[:_MISSING_SHOWN]:
                 self._faults.add(self.folder / name, "this shard is absent.")
@@ -141,19 +170,26 @@ class Checkpoint:
                 )
             else:
                 by_file.setdefault(name, set()).add(tensor)
+        here = {entry.name for entry in self.folder.iterdir()}
         for name, tensors in sorted(by_file.items()):
-            self._open_shard(path, name, tensors)
+            if name in here and (self.folder / name).exists():
+                self._open_shard(path, name, tensors)
+            else:
+                self._faults.add(
+                    path, f"names the shard {name}, which is absent ({_some(tensors)})."
+                )
 
     def _open_shard(self, index: Path, name: str, tensors: set[str]) -> None:
-        if not (self.folder / name).exists():
-            some = ", ".join(sorted(tensors)[:3])
-            self._faults.add(
-                index, f"names the shard {name}, which is absent ({len(tensors)} tensors: {some})."
-            )
+        if not self._open(name):
             return
-        self._open([name])
         present = set(self.files[name].tensors)
         for tensor in sorted(tensors - present):
             self._faults.add(index, f"tensor {tensor!r} is not in {name}.")
         for tensor in sorted(present - tensors):
             self._faults.add(index, f"lacks the tensor {tensor!r}, which {name} holds.")
+
+
+def _some(tensors: set[str]) -> str:
+    """How many they are, and the first of them."""
+    first = ", ".join(map(repr, sorted(tensors)[:3]))
+    return f"{len(tensors)} tensor{'s' if len(tensors) > 1 else ''}: {first}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from phiggml.conversion.fields import Fields
+from phiggml.conversion.fields import Fields, shown
 from phiggml.errors import UnsupportedError
 
 __all__ = ["MAX_LAYERS", "DecoderSizes", "read_sizes", "require_supported"]
@@ -105,7 +105,7 @@ def require_supported(config: Fields, activation: str) -> None:
     stated = config.text("hidden_act", activation)
     if stated != activation:
         raise UnsupportedError(
-            f"convert: {config.path}: hidden_act is {stated!r}; "
+            f"convert: {config.path}: hidden_act is {shown(stated)}; "
             f"this architecture's graph has {activation} only."
         )
     if config.raw("quantization_config"):

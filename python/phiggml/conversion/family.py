@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from phiggml.conversion.architecture import Architecture
+from phiggml.conversion.fields import is_text, shown
 from phiggml.conversion.multimodal import PHI3_VISION, PHI4_MULTIMODAL, PHI4_VISION
 from phiggml.conversion.phi2 import PHI2
 from phiggml.conversion.phi3 import PHI3
@@ -32,6 +33,8 @@ _WITHOUT_GRAPH: Mapping[str, str] = MappingProxyType(
         ),
     }
 )
+# What phi-1, phi-1.5 and phi-2 were called before they came to transformers.
+_OLD_LAYOUTS = frozenset({"MixFormerSequentialForCausalLM", "mixformer-sequential", "phi-msft"})
 
 
 def architecture_of(config: Mapping[str, Any], path: Path) -> Architecture:
@@ -56,6 +59,11 @@ def architecture_of(config: Mapping[str, Any], path: Path) -> Architecture:
             f"convert: {path}: names neither architectures nor model_type. Known are: {known}.",
             path=str(path),
         )
+    if not _OLD_LAYOUTS.isdisjoint({name, model_type if is_text(model_type) else ""}):
+        raise UnsupportedError(
+            f"convert: {path}: this is the layout of Phi's first releases (2023), whose fields and "
+            "tensors have other names. Fetch the checkpoint's present revision."
+        )
     for architecture in ARCHITECTURES:
         if name in (architecture.name, architecture.model_type, *architecture.aliases):
             return architecture
@@ -65,5 +73,5 @@ def architecture_of(config: Mapping[str, Any], path: Path) -> Architecture:
             f"there is no graph for it. These can be converted: {known}."
         )
     raise UnsupportedError(
-        f"convert: {path}: architecture {name!r} is unknown. Known are: {known}."
+        f"convert: {path}: architecture {shown(name)} is unknown. Known are: {known}."
     )

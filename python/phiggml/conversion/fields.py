@@ -11,9 +11,10 @@ import numpy as np
 
 from phiggml.conversion.faults import Faults
 
-__all__ = ["INT32_MAX", "LEAST", "Fields", "is_number", "is_text", "shortest"]
+__all__ = ["INT32_MAX", "LEAST", "Fields", "is_number", "is_text", "shortest", "shown"]
 
 INT32_MAX = 2**31 - 1
+_SHOWN = 60
 # No float32 of interest is smaller; what counts as greater than 0.
 LEAST = 1e-37
 
@@ -54,10 +55,7 @@ class Fields:
         return self._values.get(name)
 
     def fault(self, name: str, rule: str) -> None:
-        shown = repr(self._values.get(name))
-        if len(shown) > 60:
-            shown = shown[:57] + "..."
-        self.faults.add(self.path, f"{self._prefix}{name} = {shown}: {rule}")
+        self.faults.add(self.path, f"{self._prefix}{name} = {shown(self.raw(name))}: {rule}")
 
     def _missing(self, name: str) -> None:
         self.faults.add(self.path, f"{self._prefix}{name} is missing.")
@@ -139,6 +137,12 @@ class Fields:
             self.fault(name, "must be an object or null.")
             value = {}
         return Fields(value, self.path, self.faults, prefix=f"{self._prefix}{name}.")
+
+
+def shown(value: Any) -> str:
+    """A value of a file as an error message shows it: repr, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def shortest(value: float) -> float:

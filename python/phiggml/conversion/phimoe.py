@@ -124,7 +124,9 @@ def _rope_metadata(config: Fields, rope: Rope, head_size: int, context: int) -> 
 
 def _read_config(config: Fields) -> ModelConfig:
     sizes = read_sizes(config)
-    rope = read_rope(config, sizes.head_size if sizes.sound else None, theta=_THETA)
+    rope = read_rope(
+        config, sizes.head_size if sizes.sound else None, theta=_THETA, inner_original=True
+    )
     experts = config.integer("num_local_experts", _EXPERTS, minimum=2, maximum=_MAX_EXPERTS)
     picked = config.integer("num_experts_per_tok", _PICKED)
     metadata = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,9 +28,9 @@ from phiggml.errors import FormatError
 __all__ = ["ConversionPlan", "plan_conversion"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConversionPlan:
-    """What a conversion will write; `str(plan)` is a table.
+    """What a conversion will write; `str(plan)` is a table. Equal to itself alone.
 
     Args:
         folder: the checkpoint.
@@ -38,21 +38,30 @@ class ConversionPlan:
         metadata: GGUF keys and values, without general.file_type and quantization_version.
         tensors: in the order of the file.
         notes: what was left out or decided, as sentences.
+        checkpoint: what the weights are read from.
+        model_id: "owner/name" of a checkpoint of the hub.
     """
 
     folder: Path
     architecture: str
-    metadata: Mapping[str, Any]
-    tensors: tuple[PlannedTensor, ...]
+    metadata: Mapping[str, Any] = field(repr=False)
+    tensors: tuple[PlannedTensor, ...] = field(repr=False)
     notes: tuple[str, ...]
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint = field(repr=False)
+    model_id: str | None = None
 
     def __str__(self) -> str:
         elements = sum(math.prod(tensor.shape) for tensor in self.tensors)
-        counts = f"{len(self.tensors)} tensors, {elements} elements"
-        head = f"{self.folder} -> {self.architecture}: {counts}"
+        counts = f"{len(self.tensors)} tensors, {elements:,} elements"
+        head = f"{self.model_id or self.folder} -> {self.architecture}: {counts}"
         lines = [head, *map(str, self.tensors), *map(_metadata_line, self.metadata.items())]
         return "\n".join([*lines, *self.notes])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "metadata": dict(self.metadata)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, metadata=MappingProxyType(state["metadata"]))
 
     @property
     def source_files(self) -> tuple[Path, ...]:
@@ -163,6 +172,7 @@ def plan_conversion(checkpoint: str | Path, *, model_id: str | None = None) -> C
         tensors,
         (*left_out, *notes),
         source,
+        model_id,
     )
 
 

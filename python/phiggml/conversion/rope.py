@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from phiggml.conversion.fields import Fields
+from phiggml.conversion.fields import Fields, shown
 
 __all__ = ["ROPE_VECTORS", "Rope", "read_rope"]
 
@@ -55,6 +55,7 @@ def read_rope(
     share: float = 1.0,
     theta: float = 10_000.0,
     also_long: frozenset[str] = frozenset(),
+    inner_original: bool = False,
 ) -> Rope:
     """Reads the rotary embedding, adding faults where it is wrong.
 
@@ -64,12 +65,17 @@ def read_rope(
         share: of a head that is rotated where nothing is said.
         theta: the base where nothing is said.
         also_long: further names by which this architecture means LongRoPE.
+        inner_original: whether original_max_position_embeddings inside goes before that outside.
 
     Source:
         transformers' precedence: rope_scaling if there is one, what stands in it before what
-        stands outside, except for original_max_position_embeddings.
+        stands outside, except for a Phi-3's original_max_position_embeddings. (Where a Phi-3 has
+        that inside alone, transformers takes 4096; here it counts, as for llama.cpp's converter.)
     """
-    rope = config.inner("rope_scaling" if config.raw("rope_scaling") else "rope_parameters")
+    place = "rope_scaling" if config.raw("rope_scaling") else "rope_parameters"
+    rope = config.inner(place)
+    if nested := [name for name in rope.names() if isinstance(rope.raw(name), dict)]:
+        config.fault(place, f"holds {shown(nested[0])} apart; all layers rotate alike here.")
     kind_field = "rope_type" if rope.has("rope_type") else "type"
     kind = rope.text(kind_field, _PLAIN).lower()
     if kind in _LONG_ROPE | also_long:
@@ -87,7 +93,8 @@ def read_rope(
             "an even number above 0 is needed.",
         )
     field = "original_max_position_embeddings"
-    original_of = config if config.has(field) else rope
+    places = (rope, config) if inner_original else (config, rope)
+    original_of = next((place for place in places if place.has(field)), rope)
     original = original_of.integer(field, minimum=2) if original_of.has(field) else None
     theta_of = rope if rope.has("rope_theta") else config
     return Rope(rope, kind, size, theta_of.number("rope_theta", theta), original)
