@@ -16,7 +16,7 @@ auto call(Session & session, std::int64_t sequence, std::size_t n_tokens, Work &
     const std::size_t n_before = session.n_tokens(sequence);
     Progress progress;
     try {
-        if (session.bytes_per_token() * n_tokens < watched_bytes) {
+        if (session.cost(n_tokens, sequence) < watched_bytes) {
             return call_released([&] { return work(progress); });
         }
         return call_watched(progress, py::none(), [&] { return work(progress); });

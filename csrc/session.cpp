@@ -253,10 +253,19 @@ void Session::keep(std::int64_t sequence, std::size_t n_tokens) {
     sequences_[static_cast<std::size_t>(sequence)].n_evaluated = static_cast<std::size_t>(last + 1);
 }
 
+arch::RopeSide Session::rope_side(std::size_t n_total) const {
+    return rope_line_ > 0 && n_total > rope_line_ ? arch::RopeSide::beyond : arch::RopeSide::within;
+}
+
+std::uint64_t Session::cost(std::size_t n_tokens, std::int64_t sequence) const {
+    const Sequence & s = at(sequence);
+    const std::size_t n_total = s.tokens.size() + n_tokens;
+    return n_bytes_ * (n_total - (rope_side(n_total) == s.rope_side ? s.n_evaluated : 0));
+}
+
 void Session::choose_rope_side(std::int64_t sequence, std::size_t n_total) {
     Sequence & s = sequences_[static_cast<std::size_t>(sequence)];
-    const bool beyond = rope_line_ > 0 && n_total > rope_line_;
-    const arch::RopeSide side = beyond ? arch::RopeSide::beyond : arch::RopeSide::within;
+    const arch::RopeSide side = rope_side(n_total);
     if (side == s.rope_side) {
         return;
     }
@@ -274,20 +283,17 @@ void Session::decode(const std::vector<std::int32_t> & tokens, bool all_logits, 
     check_tokens(tokens, at(sequence));
     Sequence & s = sequences_[static_cast<std::size_t>(sequence)];
     has_logits_ = false;
-    choose_rope_side(sequence, s.tokens.size() + tokens.size());
-    std::vector<std::int32_t> again(s.tokens.begin() + static_cast<std::ptrdiff_t>(s.n_evaluated), s.tokens.end());
-    const std::size_t n_again = again.size();
-    if (n_again > 0) {
-        again.insert(again.end(), tokens.begin(), tokens.end());
-    }
-    const std::vector<std::int32_t> & work = n_again > 0 ? again : tokens;
-    const BatchRequest request{work.data(),
-                               work.size(),
-                               static_cast<std::int32_t>(sequence),
-                               static_cast<std::int32_t>(s.n_evaluated),
-                               all_logits ? n_again : work.size() - 1,
-                               s.rope_side};
-    progress.total = work.size();
+    const std::size_t n_before = s.tokens.size();
+    choose_rope_side(sequence, n_before + tokens.size());
+    const std::size_t n_again = n_before - s.n_evaluated;
+    s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.end());
+    const std::size_t n_work = s.tokens.size() - s.n_evaluated;
+    BatchRequest request{s.tokens.data() + s.n_evaluated, n_work};
+    request.sequence = static_cast<std::int32_t>(sequence);
+    request.first_position = static_cast<std::int32_t>(s.n_evaluated);
+    request.n_silent = all_logits ? n_again : n_work - 1;
+    request.rope_side = s.rope_side;
+    progress.total = n_work;
     progress_ = &progress;
     const auto n_vocab = static_cast<std::size_t>(model_->n_vocab());
     try {
@@ -298,11 +304,11 @@ void Session::decode(const std::vector<std::int32_t> & tokens, bool all_logits, 
         });
     } catch (...) {
         progress_ = nullptr;
+        s.tokens.resize(n_before);
         keep(sequence, s.n_evaluated);
         throw;
     }
     progress_ = nullptr;
-    s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.end());
     s.n_evaluated = s.tokens.size();
     has_logits_ = true;
 }
@@ -335,7 +341,9 @@ std::int32_t Session::sample(Sampler & sampler) {
     }
     // Upstream sorts them, which takes numbers that have an order.
     const float * logits = llama_get_logits_ith(context_.get(), -1);
-    if (logits == nullptr || std::any_of(logits, logits + model_->n_vocab(), [](float x) { return !(x < INFINITY); })) {
+    const auto any = [&](auto && fits) { return std::any_of(logits, logits + model_->n_vocab(), fits); };
+    if (logits == nullptr || any([](float x) { return !(x < INFINITY); }) ||
+        !any([](float x) { return x > -INFINITY; })) {
         throw Error(ErrorKind::session,
                     "sample: the model's logits are not finite: its weights are damaged. Convert the checkpoint anew.");
     }

@@ -70,8 +70,9 @@ public:
     std::vector<std::int32_t> tokens(std::int64_t sequence) const;
     std::size_t n_tokens(std::int64_t sequence) const { return at(sequence).tokens.size(); }
 
-    // What one token costs to decode, in bytes of weights to be read.
-    std::uint64_t bytes_per_token() const { return n_bytes_; }
+    // What it costs to append so many tokens, in bytes of weights to be read; tokens that are evaluated once more with
+    // them count.
+    std::uint64_t cost(std::size_t n_tokens, std::int64_t sequence) const;
 
 private:
     struct Sequence {
@@ -84,6 +85,7 @@ private:
                 std::vector<float> * out);
     void check_tokens(const std::vector<std::int32_t> & tokens, const Sequence & sequence) const;
     void keep(std::int64_t sequence, std::size_t n_tokens);
+    arch::RopeSide rope_side(std::size_t n_total) const;
     void choose_rope_side(std::int64_t sequence, std::size_t n_total);
     const Sequence & at(std::int64_t sequence) const;
     void attach_threadpool();

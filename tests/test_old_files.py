@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy.typing as npt
 import pytest
 
 import phiggml as pg
+from small_models import N_VOCAB, small_model
 
 DATA = Path(__file__).parent / "data"
 SEED = 20240423
@@ -183,6 +186,50 @@ def test_markers_of_a_chat_are_control_tokens(
     assert model._open().is_end_of_generation(
         int(model.tokenize("<|end|>", add_special=False, parse_special=True)[0])
     )
+
+
+def bare_models(folder: Path) -> list[Path]:
+    """Models without a vocabulary, in which nobody looks at the keys that one would have."""
+    four = np.full(N_VOCAB, 4)  # each token user-defined
+    tokens = ["<|end|>"] * N_VOCAB
+    cases: list[tuple[Any, Any]] = [
+        (tokens, "a text"),
+        (tokens, ["a text"] * N_VOCAB),
+        (tokens, four.astype(np.uint8)),
+        (tokens, np.int32(4)),
+        (tokens, four[:1].astype(np.int32)),
+        (np.uint32(4), four.astype(np.int32)),
+        (four.astype(np.int32), four.astype(np.int32)),
+        ("<|end|>", four.astype(np.int32)),
+    ]
+    paths = []
+    for i, (tokens_value, types_value) in enumerate(cases):
+        model = small_model(("phi3", "phimoe")[i % 2])
+        for key in [key for key in model.metadata if key.startswith("tokenizer.")]:
+            del model.metadata[key]
+        model.metadata |= {
+            "tokenizer.ggml.model": "no_vocab",
+            model.key(".vocab_size"): np.uint32(N_VOCAB),
+            "tokenizer.ggml.tokens": tokens_value,
+            "tokenizer.ggml.token_type": types_value,
+        }
+        paths.append(model.write(folder / f"{i}.gguf"))
+    return paths
+
+
+def test_odd_markers_where_there_is_no_vocabulary(tmp_path: Path) -> None:
+    code = """
+import sys
+import phiggml as pg
+for path in sys.argv[1:]:
+    with pg.Session(path, n_ctx=32) as session:
+        print(session.eval([5]).shape[0], flush=True)
+"""
+    paths = bare_models(tmp_path)
+    child = subprocess.run(
+        [sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True, timeout=60
+    )
+    assert (child.returncode, child.stdout.split()) == (0, [str(N_VOCAB)] * len(paths))
 
 
 def test_an_attention_factor_of_phi3_in_a_phimoe_file_is_the_mscale(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +133,56 @@ def test_what_fails_at_the_line_leaves_the_sequence(
         assert len(session.tokens) == LINE
         found = session.eval(tokens[LINE : LINE + 1])
         assert nrmse(found, at_once(model, tokens[: LINE + 1])) <= BOUND
+
+
+def test_a_graph_serves_on_one_side_only(model: pg.Model, tokens: npt.NDArray[np.int32]) -> None:
+    """Those for one token with logits are alike on both sides but for the factors."""
+    with exact_session(model, 256) as session:
+        session.eval(tokens[:LINE])
+        for n in (LINE + 1, LINE + 2):
+            found = session.eval(tokens[n - 1 : n])
+            assert nrmse(found, at_once(model, tokens[:n])) <= BOUND, n
+        session.reset()
+        for n in range(1, 10):
+            found = session.eval(tokens[n - 1 : n])
+            assert nrmse(found, at_once(model, tokens[:n])) <= BOUND, n
+
+
+@pytest.fixture(scope="module")
+def slow_line(nano_f16: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pg.Model, int]:
+    """phi3-nano with factors of rotary positions; half a second from its line, at one thread."""
+    line, half_head = 2500, 32
+    path = tmp_path_factory.mktemp("slow_line") / "nano.gguf"
+    with pg.GGUFFile(nano_f16) as file, pg.GGUFWriter(path) as writer:
+        for key in file.metadata:
+            writer.metadata[key] = file.metadata.exact(key)
+        writer.metadata["phi3.rope.scaling.original_context_length"] = np.uint32(line)
+        for tensor in file.tensors.values():
+            values = tensor.dequantize()
+            writer.add_tensor(
+                tensor.name, values if values.ndim == 1 else values.astype(np.float16)
+            )
+        for side, most in (("short", 1), ("long", 3)):
+            factors = np.linspace(1, most, half_head, dtype=np.float32)
+            writer.add_tensor(f"rope_factors_{side}.weight", factors)
+    return pg.Model(path), line
+
+
+def test_ctrl_c_while_a_sequence_is_evaluated_again(slow_line: tuple[pg.Model, int]) -> None:
+    """One token is little work, unless thousands before it are done once more."""
+    model, line = slow_line
+    text = np.random.default_rng(20240423).integers(3, 1900, line + 1)
+    with pg.Session(model, n_ctx=4096, threads=1) as session:
+        session.eval(text[:line])
+        ctrl_c = threading.Timer(0.1, _thread.interrupt_main)
+        with pytest.raises(KeyboardInterrupt):
+            ctrl_c.start()
+            session.eval(text[line:])
+            ctrl_c.join()
+        assert session.tokens.tolist() == text[:line].tolist()
+        found = session.eval(text[line:])
+        session.reset()
+        assert np.array_equal(found, session.eval(text))
 
 
 def test_an_answer_that_crosses_the_line(model: pg.Model, tokens: npt.NDArray[np.int32]) -> None:

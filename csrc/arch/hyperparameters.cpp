@@ -45,6 +45,10 @@ bool is_text(const llama_model_loader & loader, const char * key, const char * v
            std::string(gguf_get_val_str(loader.metadata, id)) == value;
 }
 
+bool is_array_of(const gguf_context * metadata, std::int64_t id, gguf_type type) {
+    return id >= 0 && gguf_get_kv_type(metadata, id) == GGUF_TYPE_ARRAY && gguf_get_arr_type(metadata, id) == type;
+}
+
 bool has_long_rope(const llama_model_loader & loader) {
     return loader.get_weight("rope_factors_long.weight") != nullptr;
 }
@@ -67,12 +71,13 @@ void load_window(llama_model_loader & loader, llama_hparams & hparams) {
     hparams.rope_freq_scale_train_swa = hparams.rope_freq_scale_train;
 }
 
-// Files of others have the markers of a chat as user-defined tokens, which a prompt could then spell.
+// Files of others have the markers of a chat as user-defined tokens, which a prompt could then spell. Where the model
+// has no vocabulary, nobody has looked at these arrays before.
 void correct_chat_markers(gguf_context * metadata) {
     const char * types_key = "tokenizer.ggml.token_type";
     const std::int64_t tokens = gguf_find_key(metadata, "tokenizer.ggml.tokens");
     const std::int64_t types = gguf_find_key(metadata, types_key);
-    if (tokens < 0 || types < 0) {
+    if (!is_array_of(metadata, tokens, GGUF_TYPE_STRING) || !is_array_of(metadata, types, GGUF_TYPE_INT32)) {
         return;
     }
     const std::size_t n = std::min(gguf_get_arr_n(metadata, tokens), gguf_get_arr_n(metadata, types));
@@ -90,8 +95,7 @@ void correct_chat_markers(gguf_context * metadata) {
         }
     }
     if (changed) {
-        const gguf_type type = gguf_get_arr_type(metadata, types);
-        gguf_set_arr_data(metadata, types_key, type, corrected.data(), corrected.size());
+        gguf_set_arr_data(metadata, types_key, GGUF_TYPE_INT32, corrected.data(), corrected.size());
     }
 }
 

@@ -26,10 +26,13 @@ private:
 
 // The share of the best score in a softmax over the scores that count as equal to it. Where the first choice is left
 // out, its score is the only one that may lie above `best`; its distance is then taken for 0, and its term, exactly 1,
-// is taken off the sum.
+// is taken off the sum. A score that is NaN makes the first share NaN; ggml_relu would hide it.
 ggml_tensor * PhimoeGraph::share(ggml_tensor * scores, ggml_tensor * best, bool without_first) const {
     const float tolerance = 2.0f * phiggml::arch::router_jitter(hparams);
-    ggml_tensor * below = ggml_relu(ctx0, ggml_neg(ctx0, ggml_sub(ctx0, scores, best)));
+    ggml_tensor * below = ggml_neg(ctx0, ggml_sub(ctx0, scores, best));
+    if (without_first) {
+        below = ggml_relu(ctx0, below);
+    }
     ggml_tensor * above = ggml_relu(ctx0, ggml_sub(ctx0, ggml_abs(ctx0, scores), best));
     ggml_tensor * larger = ggml_add(ctx0, above, best);  // max(|score|, best)
     ggml_tensor * excess = ggml_sub(ctx0, below, ggml_scale(ctx0, larger, tolerance));
