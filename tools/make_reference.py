@@ -29,7 +29,7 @@ from reference_checkpoints import (
     write_bpe_checkpoint,
     write_checkpoint,
 )
-from reference_logits import LINE, lengths_of, load, logits_arrays
+from reference_logits import LINE, lengths_of, limit_arrays, limit_of, load, logits_arrays
 from reference_multimodal import MULTIMODAL_CHECKPOINTS, write_multimodal, write_plain
 from reference_phi2 import PHI2_CHECKPOINTS, write_phi2
 from reference_phimoe import PHIMOE_CHECKPOINTS, write_phimoe
@@ -55,6 +55,9 @@ transformers, float32, CPU, eager attention, no cache, reloaded from the checkpo
 | the same, of long rope with a line at 128 | also `prefixes` int32[k], `prefix_logits` \
 float32[k, n_vocab]: the logits after the last token of `tokens_300[:prefixes[i]]` | the same, \
 one evaluation for each prefix |
+| `limit_<checkpoint>.npz` | where window or line is that of the release (2047, 4096): `tokens` \
+int32[n], `lengths` int32[k], `logits` float32[k, n_vocab], those after the first `lengths[i]` \
+tokens | the same |
 | `tokenizer_phi3_nano.json` | strings and their ids, no BOS | sentencepiece on tokenizer.model |
 | `chat_phi3_nano.json` | conversations, their text and its ids | transformers' \
 apply_chat_template, tokenizers on tokenizer.json |
@@ -133,6 +136,11 @@ def write_logits(folder: Path, model: torch.nn.Module | None = None) -> torch.nn
     np.savez_compressed(path, **arrays)
     rms = np.sqrt(np.mean(arrays["logits_200"] ** 2))
     print(f"{path.name}: {path.stat().st_size:,} bytes, logits rms {rms:.3f}")
+    limit = limit_of(model)
+    if limit is not None:
+        path = DATA / f"limit_{folder.name}.npz"
+        np.savez_compressed(path, **limit_arrays(folder, model, limit, SEED))
+        print(f"{path.name}: {path.stat().st_size:,} bytes, limit {limit}")
     return model
 
 

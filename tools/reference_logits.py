@@ -99,6 +99,26 @@ def lengths_of(model: torch.nn.Module) -> tuple[int, ...]:
     return LENGTHS
 
 
+def limit_of(model: torch.nn.Module) -> int | None:
+    """The released window, or line of long rope, of a checkpoint that has neither made short."""
+    config: Any = model.config
+    if config.rope_parameters["rope_type"] == "longrope":
+        limit = config.rope_parameters["original_max_position_embeddings"]
+    else:
+        limit = getattr(config, "sliding_window", None)
+    return limit if limit is not None and limit > WINDOW_LENGTHS[-1] else None
+
+
+def limit_arrays(folder: Path, model: torch.nn.Module, limit: int, seed: int) -> dict[str, Any]:
+    """One text, and the logits after its first limit - 1, ... limit + 60 tokens."""
+    lengths = (limit - 1, limit, limit + 1, limit + 60)
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, n_tokens(folder), lengths[-1]).astype(np.int32)
+    logits = np.stack([truth_of(model, tokens[:n])[-1] for n in lengths])
+    check(folder.name, logits)
+    return {"tokens": tokens, "lengths": np.array(lengths, np.int32), "logits": logits}
+
+
 def n_tokens(folder: Path) -> int:
     """Tokens that have a text: pieces and added tokens, without padding."""
     if (folder / "tokenizer.model").exists():

@@ -3,47 +3,34 @@
 #include <cmath>
 #include <memory>
 
-#include "hyperparameters.h"
 #include "llama-graph.h"
 #include "llama-model.h"
+#include "rotary_table.h"
 
 namespace phiggml::arch {
 
-namespace {
-
-// Holds no tensor. It is there to be asked whether a graph may serve once more.
-class RopeSideInput final : public llm_graph_input_i {
-public:
-    explicit RopeSideInput(RopeSide side) : side_(side) {}
-
-    void set_input(const llama_ubatch *) override {}
-    bool can_reuse(const llm_graph_params &) override { return rope_side() == side_; }
-
-private:
-    RopeSide side_;
-};
-
-}  // namespace
-
-Attention::Attention(const llm_graph_context & graph, const llama_model & model)
-    : graph_(graph), model_(model), side_(rope_side()), positions_(graph.build_inp_pos()) {
+Attention::Attention(const llm_graph_context & graph, const llama_model & model) : graph_(graph), model_(model) {
+    table_ = static_cast<const RotaryTable *>(graph.res->add_input(std::make_unique<RotaryTable>(graph, model)));
     if (graph.hparams.swa_type == LLAMA_SWA_TYPE_NONE) {
         whole_ = graph.build_attn_inp_kv();
     } else {
         windowed_ = graph.build_attn_inp_kv_iswa();
     }
-    if (long_rope_line(model) > 0) {
-        graph.res->add_input(std::make_unique<RopeSideInput>(side_));
-    }
 }
 
-ggml_tensor * Attention::rotated(ggml_tensor * heads, int layer) const {
-    const llm_graph_context & g = graph_;
-    const bool beyond = side_ == RopeSide::beyond;
-    ggml_tensor * factors = beyond ? model_.layers[layer].rope_long : model_.layers[layer].rope_short;
-    const float scale = beyond ? g.attn_factor * attn_factor_ratio(g.hparams) : g.attn_factor;
-    return ggml_rope_ext(g.ctx0, heads, positions_, factors, static_cast<int>(g.n_rot), g.rope_type, g.n_ctx_orig,
-                         g.freq_base, g.freq_scale, g.ext_factor, scale, g.beta_fast, g.beta_slow);
+// heads * cosines + partners * sines, where the partner of a number is the one half a rotation away.
+ggml_tensor * Attention::rotated(ggml_tensor * heads) const {
+    ggml_context * ctx = graph_.ctx0;
+    const std::int64_t n_rot = table_->n_rot(), half = n_rot / 2;
+    const auto part = [&](std::int64_t begin, std::int64_t end) {
+        return ggml_view_3d(ctx, heads, end - begin, heads->ne[1], heads->ne[2], heads->nb[1], heads->nb[2],
+                            static_cast<std::size_t>(begin) * heads->nb[0]);
+    };
+    ggml_tensor * partners = ggml_concat(ctx, part(half, n_rot), part(0, half), 0);
+    if (n_rot < heads->ne[0]) {
+        partners = ggml_concat(ctx, partners, part(n_rot, heads->ne[0]), 0);
+    }
+    return ggml_add(ctx, ggml_mul(ctx, heads, table_->cosines), ggml_mul(ctx, partners, table_->sines));
 }
 
 ggml_tensor * Attention::build(ggml_tensor * normed, int layer) const {
@@ -51,8 +38,8 @@ ggml_tensor * Attention::build(ggml_tensor * normed, int layer) const {
     const llama_layer & weights = model_.layers[layer];
     const std::int64_t head = g.hparams.n_embd_head_k(layer);
     auto [q, k, v] = g.build_qkv(weights, normed, head, g.hparams.n_head(layer), g.hparams.n_head_kv(layer), layer);
-    q = rotated(q, layer);
-    k = rotated(k, layer);
+    q = rotated(q);
+    k = rotated(k);
     g.cb(q, "Qcur", layer);
     g.cb(k, "Kcur", layer);
     g.cb(v, "Vcur", layer);

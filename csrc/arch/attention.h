@@ -10,6 +10,8 @@ class llm_graph_input_attn_kv_iswa;
 
 namespace phiggml::arch {
 
+class RotaryTable;
+
 class Attention {
 public:
     Attention(const llm_graph_context & graph, const llama_model & model);
@@ -18,12 +20,11 @@ public:
     ggml_tensor * build(ggml_tensor * normed, int layer) const;
 
 private:
-    ggml_tensor * rotated(ggml_tensor * heads, int layer) const;
+    ggml_tensor * rotated(ggml_tensor * heads) const;
 
     const llm_graph_context & graph_;
     const llama_model & model_;
-    RopeSide side_;
-    ggml_tensor * positions_;
+    const RotaryTable * table_;
     llm_graph_input_attn_kv * whole_ = nullptr;
     llm_graph_input_attn_kv_iswa * windowed_ = nullptr;
 };

@@ -15,8 +15,8 @@ enum class RopeSide { within, beyond };
 // The length up to which a sequence is within; 0 where one side is all there is.
 PHIGGML_UPSTREAM_API std::uint32_t long_rope_line(const llama_model & model);
 
-// Which side the calls of llama_decode that this thread makes are on, for as long as it lives. One call turns all its
-// tokens alike, so it holds sequences of one side only.
+// Which side the calls of llama_decode that this thread makes are on, for as long as it lives. The tokens of one call
+// are turned alike, so it holds sequences of one side only.
 class PHIGGML_UPSTREAM_API RopeSideScope {
 public:
     explicit RopeSideScope(RopeSide side);
