@@ -41,8 +41,9 @@ public:
 private:
     const AddedToken * longest_at(std::string_view text, std::size_t at) const;
 
-    std::vector<AddedToken> tokens_;  // sorted by their texts
-    std::array<std::size_t, 257> first_;
+    std::vector<AddedToken> tokens_;      // sorted by their texts, which are distinct
+    std::vector<std::size_t> prefixes_;   // for each the longest other token that it begins with
+    std::array<std::size_t, 257> first_;  // the first token that begins with a byte, or a greater one
 };
 
 }  // namespace phiggml

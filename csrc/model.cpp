@@ -191,11 +191,12 @@ Model::Model(const ModelSettings & settings, Progress & progress) {
     }
     if (!settings.files.empty()) {
         tokenizer_ = Tokenizer::make(llama_model_get_vocab(model_.get()), *settings.files[0]);
+        end_tokens_ = further_end_tokens(*settings.files[0]);
     }
 }
 
 std::vector<std::int32_t> Model::tokenize(const std::string & text, bool add_special, bool parse_special) const {
-    if (text.size() > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()) / 2) {
+    if (text.size() > std::size_t{1} << 30) {  // upstream counts in 32 bits
         throw Error(ErrorKind::input, "tokenize: the text has " + std::to_string(text.size()) +
                                           " bytes; at most 2^30 are taken at once. Split it.");
     }
@@ -306,7 +307,7 @@ std::string Model::piece(std::int32_t token, bool special) const {
 }
 
 bool Model::is_end_of_generation(std::int32_t token) const {
-    return llama_vocab_is_eog(llama_model_get_vocab(model_.get()), token);
+    return end_tokens_.count(token) > 0 || llama_vocab_is_eog(llama_model_get_vocab(model_.get()), token);
 }
 
 bool Model::is_control(std::int32_t token) const {

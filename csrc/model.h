@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -61,7 +62,8 @@ private:
         void operator()(llama_model * model) const;
     };
     std::unique_ptr<llama_model, Free> model_;
-    std::unique_ptr<Tokenizer> tokenizer_;  // of the model's vocabulary; none where upstream tokenizes
+    std::unique_ptr<Tokenizer> tokenizer_;         // of the model's vocabulary; none where upstream tokenizes
+    std::unordered_set<std::int32_t> end_tokens_;  // beyond those that upstream knows
 };
 
 }  // namespace phiggml

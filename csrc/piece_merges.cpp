@@ -62,10 +62,24 @@ void join(std::vector<Symbol> & symbols, std::int32_t at, std::int32_t token) {
     }
 }
 
+// Where the word ends that begins at `begin`: where a space follows anything else.
+std::size_t end_of_word(std::string_view text, std::size_t begin) {
+    bool spaces_only = true;
+    for (std::size_t at = begin; at < text.size(); at += character_length(text, at)) {
+        const bool is_space = text.compare(at, shown_space.size(), shown_space) == 0;
+        if (is_space && !spaces_only) {
+            return at;
+        }
+        spaces_only = spaces_only && is_space;
+    }
+    return text.size();
+}
+
 }  // namespace
 
-RankedMerges::RankedMerges(const TokensByText & pieces, const std::vector<std::string_view> & merges, bool whole_words)
-    : table_(16, Merge{no_pair, 0, no_token}) {
+RankedMerges::RankedMerges(const TokensByText & pieces, const std::vector<std::string_view> & merges,
+                           TokensByText whole_words)
+    : table_(16, Merge{no_pair, 0, no_token}), whole_words_(std::move(whole_words)) {
     std::uint32_t other = 0x100;
     for (std::uint32_t byte = 0; byte < 256; ++byte) {
         characters_[byte] = utf8_of(stands_for_itself(byte) ? byte : other++);
@@ -90,9 +104,6 @@ RankedMerges::RankedMerges(const TokensByText & pieces, const std::vector<std::s
         if (std::find(std::begin(tokens), std::end(tokens), no_token) == std::end(tokens)) {
             insert(pair_of(tokens[0], tokens[1]), static_cast<std::int32_t>(rank), tokens[2]);
         }
-    }
-    if (whole_words) {
-        whole_words_ = pieces;
     }
 }
 
@@ -175,18 +186,24 @@ void RankedMerges::merge(std::string_view word, std::vector<std::int32_t> & toke
 
 ScoredPieces::ScoredPieces(std::unordered_map<std::string_view, Piece> pieces,
                            const std::array<std::int32_t, 256> & bytes, std::int32_t unknown)
-    : pieces_(std::move(pieces)), bytes_(bytes), unknown_(unknown) {}
+    : pieces_(std::move(pieces)), bytes_(bytes), unknown_(unknown) {
+    // How an unused piece is taken apart depends on all of the text.
+    words_apart_ = std::all_of(pieces_.begin(), pieces_.end(), [](const auto & entry) {
+        return !entry.second.unused && end_of_word(entry.first, 0) == entry.first.size();
+    });
+}
 
 class ScoredPieces::Work {
 public:
-    Work(const ScoredPieces & vocabulary, std::string_view text, std::vector<std::int32_t> & tokens)
-        : vocabulary_(vocabulary), text_(text), tokens_(tokens) {
+    Work(const ScoredPieces & vocabulary, std::vector<std::int32_t> & tokens)
+        : vocabulary_(vocabulary), tokens_(tokens) {}
+
+    void run(std::string_view text) {
+        text_ = text;
+        symbols_.clear();
         for (std::size_t at = 0; at < text.size(); at += symbols_.back().length) {
             append(symbols_, no_token, at, character_length(text, at));
         }
-    }
-
-    void run() {
         for (std::size_t i = 0; i < symbols_.size(); ++i) {
             consider(static_cast<std::int32_t>(i));
         }
@@ -275,7 +292,12 @@ private:
 };
 
 void ScoredPieces::merge(std::string_view text, std::vector<std::int32_t> & tokens) const {
-    Work(*this, text, tokens).run();
+    Work work(*this, tokens);
+    for (std::size_t begin = 0; begin < text.size();) {
+        const std::size_t end = words_apart_ ? end_of_word(text, begin) : text.size();
+        work.run(text.substr(begin, end - begin));
+        begin = end;
+    }
 }
 
 }  // namespace phiggml

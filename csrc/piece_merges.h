@@ -12,14 +12,18 @@
 
 namespace phiggml {
 
+// U+2581, which stands for a space in sentencepiece's pieces.
+constexpr std::string_view shown_space = "\xe2\x96\x81";
+
 // Keys are the texts of tokens, which somebody else keeps.
 using TokensByText = std::unordered_map<std::string_view, std::int32_t>;
 
 // Byte-level BPE, as in the tokenizers library.
 class RankedMerges {
 public:
-    // Pieces in which characters stand for bytes, and "left right" in the order of their ranks.
-    RankedMerges(const TokensByText & pieces, const std::vector<std::string_view> & merges, bool whole_words);
+    // Pieces in which characters stand for bytes, "left right" in the order of their ranks, and words that are not
+    // merged.
+    RankedMerges(const TokensByText & pieces, const std::vector<std::string_view> & merges, TokensByText whole_words);
 
     // Appends the tokens of a word. Bytes without a token give nothing.
     void merge(std::string_view word, std::vector<std::int32_t> & tokens) const;
@@ -37,7 +41,7 @@ private:
     std::array<std::string, 256> characters_;
     std::array<std::int32_t, 256> bytes_;
     std::vector<Merge> table_;  // open addressing; its size is a power of two
-    TokensByText whole_words_;  // words that are not merged
+    TokensByText whole_words_;
 };
 
 // sentencepiece's BPE.
@@ -61,6 +65,7 @@ private:
     std::unordered_map<std::string_view, Piece> pieces_;
     std::array<std::int32_t, 256> bytes_;
     std::int32_t unknown_;
+    bool words_apart_;  // no piece reaches from one word into the next
 };
 
 }  // namespace phiggml

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <optional>
 #include <string>
+#include <system_error>
+#include <unordered_map>
 #include <unordered_set>
 #include <utility>
 
@@ -15,8 +18,6 @@
 namespace phiggml {
 
 namespace {
-
-constexpr std::string_view space = "\xe2\x96\x81";  // U+2581, which stands for a space in sentencepiece's pieces
 
 std::string read_text(const GgufFile & file, std::string_view key) {
     const GgufEntry * entry = file.find(key);
@@ -141,13 +142,14 @@ private:
                 pieces.emplace(table.text(id), id);
             }
         }
+        TokensByText words = whole_words ? pieces : TokensByText();
         // A piece may be an added token too, such as GPT-2's end of text; merges reach it all the same.
         for (std::int32_t id = 0; id < table.size(); ++id) {
             pieces.emplace(table.text(id), id);
         }
         const GgufEntry * entry = file.find("tokenizer.ggml.merges");
         const GgufStrings merges = entry == nullptr ? GgufStrings() : file.strings(*entry, 0, entry->count);
-        return RankedMerges(pieces, merges.texts, whole_words);
+        return RankedMerges(pieces, merges.texts, std::move(words));
     }
 
     void encode_words(std::string_view text, std::vector<std::int32_t> & tokens) const {
@@ -167,12 +169,23 @@ std::string with_spaces_shown(std::string_view text) {
     std::string shown;
     for (const char character : text) {
         if (character == ' ') {
-            shown += space;
+            shown += shown_space;
         } else {
             shown += character;
         }
     }
     return shown;
+}
+
+// What a token such as <0x0A> stands for.
+std::optional<std::uint8_t> byte_named(std::string_view text) {
+    if (text.size() != 6 || text.substr(0, 3) != "<0x" || text[5] != '>') {
+        return std::nullopt;
+    }
+    std::uint8_t byte = 0;
+    const char * end = text.data() + 5;
+    const auto [stop, fault] = std::from_chars(text.data() + 3, end, byte, 16);
+    return stop == end && fault == std::errc() ? std::optional(byte) : std::nullopt;
 }
 
 // sentencepiece's BPE with byte fallback.
@@ -229,7 +242,7 @@ private:
         if (!normalizes()) {
             return std::string(text);
         }
-        return (prefix_ == Prefix::each ? std::string(space) : std::string()) + with_spaces_shown(text);
+        return (prefix_ == Prefix::each ? std::string(shown_space) : std::string()) + with_spaces_shown(text);
     }
 
     void encode_pieces(std::string_view text, bool first, std::vector<std::int32_t> & tokens) const {
@@ -239,8 +252,8 @@ private:
         }
         std::string shown = with_spaces_shown(text);
         const bool prefixed = prefix_ == Prefix::always || (prefix_ == Prefix::first && first);
-        if (prefixed && shown.compare(0, space.size(), space) != 0) {
-            shown.insert(0, space);
+        if (prefixed && shown.compare(0, shown_space.size(), shown_space) != 0) {
+            shown.insert(0, shown_space);
         }
         pieces_.merge(shown, tokens);
     }
@@ -252,13 +265,8 @@ private:
         std::int32_t unknown = -1;
         for (std::int32_t id = 0; id < table.size(); ++id) {
             const std::string_view text = table.text(id);
-            if (text.size() == 6 && text.substr(0, 3) == "<0x" && text[5] == '>') {
-                char * end = nullptr;
-                const std::string digits(text.substr(3, 2));
-                const unsigned long byte = std::strtoul(digits.c_str(), &end, 16);
-                if (end == digits.c_str() + 2) {
-                    bytes[byte] = id;
-                }
+            if (const std::optional<std::uint8_t> byte = byte_named(text)) {
+                bytes[*byte] = id;
             }
             if (unknown < 0 && table.is(id, LLAMA_TOKEN_ATTR_UNKNOWN)) {
                 unknown = id;
@@ -290,6 +298,10 @@ std::unique_ptr<Tokenizer> Tokenizer::make(const llama_vocab * vocabulary, const
         return std::make_unique<WordTokenizer>(table, file, *split, whole_words);
     }
     return nullptr;
+}
+
+std::unordered_set<std::int32_t> further_end_tokens(const GgufFile & file) {
+    return read_ids(file, "phiggml.tokenizer.end_ids").value_or(std::unordered_set<std::int32_t>());
 }
 
 }  // namespace phiggml

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
+#include <unordered_set>
 #include <vector>
 
 #include "gguf.h"
@@ -30,5 +31,8 @@ public:
 protected:
     Tokenizer() = default;
 };
+
+// Tokens that end an answer beyond those that the file can name to llama.cpp.
+std::unordered_set<std::int32_t> further_end_tokens(const GgufFile & file);
 
 }  // namespace phiggml

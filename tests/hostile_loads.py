@@ -253,6 +253,8 @@ def added_token_cases() -> dict[str, Case]:
         "a scheme": (put(OWN + "prepend_scheme", "first"), None),
         "flags of texts": (put(OWN + "lstrip", ["a"], "STRING"), OWN + "lstrip"),
         "flags of one number": (put(OWN + "rstrip", 1), OWN + "rstrip"),
+        "ends of floats": (put(OWN + "end_ids", [1.5], "FLOAT32"), OWN + "end_ids"),
+        "ends beyond": (put(OWN + "end_ids", [-1, 2**31 - 1], "INT32"), None),
         "flags of all tokens": (together(*every), None),
         "flags of ids that are none": (
             put(OWN + "single_word", [-1, N_VOCAB, 2**31 - 1], "INT32"),

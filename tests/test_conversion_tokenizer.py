@@ -13,6 +13,7 @@ import pytest
 import sentencepiece
 
 import checkpoints
+import phiggml as pg
 from checkpoints import BYTE, CONTROL, MARKER_IDS, NORMAL, PIECES, ROWS, UNKNOWN, write_json
 from phiggml.conversion import plan_conversion
 from phiggml.conversion.sentencepiece import read_sentencepiece
@@ -97,6 +98,34 @@ def test_special_ids_and_flags(tmp_path: Path) -> None:
         "add_bos_token": False,
         "add_eos_token": False,
     }
+
+
+def test_any_number_of_tokens_ends_generation(tmp_path: Path) -> None:
+    """llama.cpp knows <|endoftext|> and <|end|> by their texts, and has keys for two others."""
+    checkpoints.write_checkpoint(tmp_path)
+    ends = [*MARKER_IDS.values(), 260, 261]
+    write_json(tmp_path / "generation_config.json", {"eos_token_id": ends})
+    plan = plan_conversion(tmp_path)
+    metadata = dict(plan.metadata)
+    known = {MARKER_IDS["<|end|>"], MARKER_IDS["<|endoftext|>"]}
+    keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eom", "eot")]
+    further = metadata["phiggml.tokenizer.end_ids"]
+    assert further.dtype == np.int32
+    named = [*(metadata[key] for key in keys), *further.tolist()]
+    assert len(named) == len(set(named))
+    assert {*named, *known} == set(ends)
+    tokens = metadata["tokenizer.ggml.tokens"]
+    (note,) = plan.notes
+    assert all(repr(tokens[i]) in note for i in further)
+    pg.convert(tmp_path, tmp_path / "model.gguf", "F16")
+    pg.export_checkpoint(tmp_path / "model.gguf", tmp_path / "exported")
+    generation = json.loads((tmp_path / "exported" / "generation_config.json").read_text())
+    assert set(generation["eos_token_id"]) == set(ends)
+
+
+def test_no_key_of_ours_where_two_suffice(tmp_path: Path) -> None:
+    checkpoints.write_checkpoint(tmp_path)
+    assert "phiggml.tokenizer.end_ids" not in metadata_of(tmp_path)
 
 
 def test_chat_markers_are_control_tokens_whatever_the_files_say(tmp_path: Path) -> None:

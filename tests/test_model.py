@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,17 @@ def test_no_chat_template(tmp_path: Path, nano_f16: Path) -> None:
             writer.add_tensor(tensor.name, tensor.dequantize())
     with pg.Model(bare) as model, pytest.raises(pg.UnsupportedError, match="no chat template"):
         model.chat_prompt([{"role": "user", "content": "Hi"}])
+
+
+def test_more_ends_than_llama_cpp_has_keys_for(nano_f16: Path, tmp_path: Path) -> None:
+    """The first token of a greedy answer, named as one more end, ends the answer before it."""
+    path = tmp_path / "ends.gguf"
+    shutil.copyfile(nano_f16, path)
+    greedy = pg.Sampling(temperature=0)
+    with pg.Session(path) as session:
+        answer = session.generate("The child", max_tokens=3, sampling=greedy)
+    ends = np.array(answer.tokens[1:2], np.int32)
+    pg.edit_gguf(path, set={"phiggml.tokenizer.end_ids": ends})
+    with pg.Session(path) as session:
+        shorter = session.generate("The child", max_tokens=3, sampling=greedy)
+    assert shorter.tokens == answer.tokens[:1] and shorter.finish_reason == "stop"

@@ -139,15 +139,25 @@ def test_ids_are_sentencepieces(name: str, tmp_path: Path) -> None:
             assert model.detokenize(pieces.encode(text)) == text
 
 
+@pytest.mark.parametrize("whole_words", [False, True])
 @pytest.mark.parametrize("seed", range(8))
-def test_pieces_are_merged_as_sentencepiece_merges_them(seed: int, tmp_path: Path) -> None:
-    """Scores of which many are equal, pieces that are out of use, and bytes for the rest."""
+def test_pieces_are_merged_as_sentencepiece_merges_them(
+    seed: int, whole_words: bool, tmp_path: Path
+) -> None:
+    """Scores of which many are equal, and bytes for the rest.
+
+    Pieces reach from word to word, and some are out of use; or neither.
+    """
     rng = random.Random(seed)
     known = {piece for piece, _, _ in checkpoints.PIECES}
     chosen = {"".join(rng.choices("ab▁cé", k=rng.randint(1, 5))) for _ in range(160)} - known
+    kinds: tuple[int, ...] = (NORMAL, NORMAL, UNUSED)
+    if whole_words:
+        chosen = {piece for piece in chosen if "▁" not in piece.lstrip("▁")}
+        kinds = (NORMAL,)
     pieces = [*checkpoints.PIECES[:259], *((c, -rng.randint(0, 9), NORMAL) for c in "ab▁cé")]
     for piece in sorted(chosen - set("ab▁cé")):
-        pieces.append((piece, -float(rng.randint(0, 9)), rng.choice((NORMAL, NORMAL, UNUSED))))
+        pieces.append((piece, -float(rng.randint(0, 9)), rng.choice(kinds)))
     # Without this sentencepiece takes white space away.
     data = checkpoints.sentencepiece_model(pieces) + checkpoints.proto_bytes(3, b"\x20\x00")
     folder = tm.write_pieces(tmp_path, None, model=data)

@@ -54,9 +54,10 @@ _FLAGS = tuple(
     )
 )
 
-# Ids of added tokens that have a flag of the tokenizers library's.
+# Ids of added tokens that have a flag of the tokenizers library's, and of those that end an answer.
 _FLAGGED = tuple(
-    f"phiggml.tokenizer.{name}" for name in ("lstrip", "rstrip", "single_word", "normalized")
+    f"phiggml.tokenizer.{name}"
+    for name in ("lstrip", "rstrip", "single_word", "normalized", "end_ids")
 )
 
 _PHI3_TOKENS = ("<unk>", "<s>", "</s>", "<|endoftext|>")

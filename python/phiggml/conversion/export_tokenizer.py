@@ -22,7 +22,7 @@ from phiggml.conversion.sentencepiece import (
     SentencePieceModel,
     encode_sentencepiece,
 )
-from phiggml.conversion.special_tokens import TOKEN_KINDS
+from phiggml.conversion.special_tokens import END_IDS, TOKEN_KINDS
 from phiggml.conversion.vocabulary import (
     ADDED_SCORE,
     END_OF_TURN,
@@ -310,14 +310,20 @@ def _added_tokens(metadata: Fields, table: _Table, count: int) -> dict[int, dict
 
 def _flagged(metadata: Fields, flag: str) -> frozenset[int] | None:
     """Ids of added tokens with a flag; None where the file does not say."""
-    key = f"phiggml.tokenizer.{flag}"
+    values = _listed(metadata, f"phiggml.tokenizer.{flag}")
+    return None if values is None else frozenset(values)
+
+
+def _listed(metadata: Fields, key: str) -> list[int] | None:
+    """An array of ids; None where there is none."""
     values = metadata.raw(key)
     if values is None:
         return None
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu":
         metadata.fault(key, "must be an array of integers.")
         return None
-    return frozenset(values.tolist())
+    ids: list[int] = values.tolist()
+    return ids
 
 
 def _scheme(metadata: Fields) -> str:
@@ -379,6 +385,11 @@ def _ends(metadata: Fields, ids: Mapping[str, int], table: _Table) -> tuple[int,
         key = f"{_PREFIX}{name}_token_id"
         if metadata.has(key):
             found.append(metadata.integer(key, minimum=0, maximum=len(table.tokens) - 1))
+    for token_id in _listed(metadata, END_IDS) or []:
+        if 0 <= token_id < len(table.tokens):
+            found.append(token_id)
+        else:
+            metadata.fault(END_IDS, f"must hold ids of the {len(table.tokens)} tokens.")
     if END_OF_TURN in table.tokens:
         found.append(table.tokens.index(END_OF_TURN))
     return tuple(dict.fromkeys(found))

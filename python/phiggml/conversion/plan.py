@@ -21,7 +21,7 @@ from phiggml.conversion.general import general_metadata
 from phiggml.conversion.jsonfile import read_object
 from phiggml.conversion.match import match_tensors
 from phiggml.conversion.planned_tensor import Piece, PlannedTensor
-from phiggml.conversion.special_tokens import special_token_metadata
+from phiggml.conversion.special_tokens import END_IDS, special_token_metadata
 from phiggml.conversion.vocabulary import Vocabulary, read_vocabulary
 from phiggml.errors import FormatError
 
@@ -116,12 +116,15 @@ def _to_float32(data: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.uint8
     return values.view(np.uint8)
 
 
-def _tokenizer_notes(vocabulary: Vocabulary) -> Iterator[str]:
+def _tokenizer_notes(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> Iterator[str]:
     for token_id, token in vocabulary.ignored:
         yield (
             f"Left out: added token {token!r} with id {token_id}, "
             f"beyond the {len(vocabulary.tokens)} rows of the embedding."
         )
+    if END_IDS in metadata:
+        tokens = ", ".join(repr(vocabulary.tokens[i]) for i in metadata[END_IDS].tolist())
+        yield f"Generation ends at {tokens} too, for which only {END_IDS} has room, a key of ours."
 
 
 def plan_conversion(checkpoint: str | Path, *, model_id: str | None = None) -> ConversionPlan:
@@ -202,4 +205,4 @@ def _metadata(
         **vocabulary.metadata(),
         **special_token_metadata(vocabulary, source.config, generation, faults=faults),
     }
-    return metadata, tuple(_tokenizer_notes(vocabulary))
+    return metadata, tuple(_tokenizer_notes(vocabulary, metadata))

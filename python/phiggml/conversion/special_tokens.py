@@ -7,13 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from phiggml.conversion.faults import Faults
 from phiggml.conversion.fields import is_text
 from phiggml.conversion.jsonfile import SMALL_LIMIT, read_bytes, read_object
 from phiggml.conversion.vocabulary import END_OF_TEXT, END_OF_TURN, Vocabulary
 from phiggml.errors import FormatError
 
-__all__ = ["TOKEN_KINDS", "special_token_metadata"]
+__all__ = ["END_IDS", "TOKEN_KINDS", "special_token_metadata"]
+
+END_IDS = "phiggml.tokenizer.end_ids"
+"""Tokens at which generation ends, for which llama.cpp's format has no key left."""
 
 # config.json's name of each special token, and GGUF's.
 TOKEN_KINDS = {
@@ -49,7 +54,8 @@ def special_token_metadata(
 
     Returns:
         metadata. Generation ends at eos and at tokens that llama.cpp knows by their texts, such as
-        `<|end|>`; of others that config.json or generation_config.json name, eom and eot hold two.
+        `<|end|>`; of others that config.json or generation_config.json name, eom and eot hold two,
+        and a key of our own the rest.
     """
     ids = _special_ids(vocabulary, config, faults)
     ends = _end_ids(vocabulary, config, generation, faults)
@@ -71,6 +77,8 @@ def special_token_metadata(
     ]
     for key, token_id in zip(("eom", "eot"), further, strict=False):
         metadata[f"tokenizer.ggml.{key}_token_id"] = token_id
+    if further[2:]:
+        metadata[END_IDS] = np.array(further[2:], dtype=np.int32)
     for kind, added in _added_to_prompts(vocabulary).items():
         metadata[f"tokenizer.ggml.add_{kind}_token"] = added
         if added and kind not in ids:

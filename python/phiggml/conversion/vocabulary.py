@@ -6,6 +6,7 @@ from pathlib import Path
 
 from phiggml.conversion.faults import Faults
 from phiggml.conversion.vocabulary_bpe import BPEVocabulary, is_byte_level
+from phiggml.conversion.vocabulary_pieces import FastPieceVocabulary, holds_pieces
 from phiggml.conversion.vocabulary_sentencepiece import (
     ADDED_SCORE,
     NEVER_STRIP,
@@ -53,10 +54,12 @@ def read_vocabulary(folder: Path, size: int, faults: Faults) -> Vocabulary:
         return BPEVocabulary(files, size, faults)
     if (folder / "tokenizer.model").exists():
         return SentencePieceVocabulary(files, size, faults)
+    if holds_pieces(files.fast):
+        return FastPieceVocabulary(files, size, faults)
     if not files.fast and (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return BPEVocabulary(files, size, faults)
     raise UnsupportedError(
-        f"convert: {folder / 'tokenizer.model'}: is absent, and there is no byte-level BPE "
-        "tokenizer in tokenizer.json, or in vocab.json and merges.txt; no other kinds are "
-        "converted. Copy the file from the original model if the tokenizer is the same."
+        f"convert: {folder / 'tokenizer.model'}: is absent, and there is no BPE tokenizer in "
+        "tokenizer.json, or in vocab.json and merges.txt; no other kinds are converted. "
+        "Copy the file from the original model if the tokenizer is the same."
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from phiggml.conversion.bpe_model import Wrong, checked_merges, checked_tokens, read_bpe_model
 from phiggml.conversion.faults import Faults
-from phiggml.conversion.fields import is_text
 from phiggml.conversion.jsonfile import LARGE_LIMIT, read_bytes
 from phiggml.conversion.pre_tokenizer import GPT2, name_pre_tokenizer
 from phiggml.conversion.sentencepiece import NORMAL
@@ -110,7 +110,8 @@ class BPEVocabulary(Vocabulary):
     def _place_pieces(self) -> None:
         path = self._pieces_path()
         if self.fast:
-            pieces, merges, merges_path = *self._fast_model(path), path
+            pieces, merges = read_bpe_model(self.fast, path, self._faults)
+            merges_path = path
             model = self.fast.get("model")
             ignores = isinstance(model, dict) and bool(model.get("ignore_merges"))
             self.pre = name_pre_tokenizer(self.fast, path, ignore_merges=ignores)
@@ -123,93 +124,20 @@ class BPEVocabulary(Vocabulary):
                 )
             pieces, self.pre = self._files.read("vocab.json", limit=LARGE_LIMIT), GPT2
             merges_path = self.folder / "merges.txt"
-            merges = _merge_lines(merges_path)
-        self._place_vocabulary(path, pieces)
+            merges = list(_merge_lines(merges_path))
+        taken = checked_tokens(pieces, len(self.tokens), Wrong(self._faults, path))
+        for token_id, token in taken.items():
+            self.tokens[token_id] = token
+        self.types[np.fromiter(taken, np.int64, len(taken))] = NORMAL
         known = pieces.keys()
-        self.merges = list(self._checked_merges(merges_path, merges, known))
+        pairs = checked_merges(merges, known, Wrong(self._faults, merges_path))
+        self.merges = [f"{left} {right}" for left, right in pairs]
         missing = [byte for byte, char in enumerate(BYTE_CHARACTERS) if char not in known]
         if missing:
             shown = ", ".join(f"0x{byte:02X}" for byte in missing[:_SHOWN])
             self._faults.add(
                 path, f"its vocabulary lacks tokens for {len(missing)} bytes: {shown}..."
             )
-
-    def _fast_model(self, path: Path) -> tuple[dict[str, Any], Iterable[Any]]:
-        model = self.fast.get("model")
-        if not isinstance(model, dict):
-            self._faults.add(path, "model must be an object.")
-            return {}, []
-        for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
-            if model.get(key):
-                raise UnsupportedError(
-                    f"convert: {path}: its BPE model has {key} = {str(model[key])[:80]!r}, which "
-                    "llama.cpp's has not."
-                )
-        pieces, merges = model.get("vocab"), model.get("merges")
-        if not isinstance(pieces, dict):
-            self._faults.add(path, "model.vocab must be an object of tokens and ids.")
-            pieces = {}
-        if not isinstance(merges, list):
-            self._faults.add(path, "model.merges must be a list.")
-            merges = []
-        return pieces, merges
-
-    def _place_vocabulary(self, path: Path, pieces: dict[str, Any]) -> None:
-        size, wrong = len(self.tokens), Wrong(self._faults, path)
-        taken: dict[int, str] = {}
-        for token, token_id in pieces.items():
-            if not token or not is_text(token):
-                wrong.add(f"token {token!r}: must be UTF-8 and not empty.")
-            elif type(token_id) is not int or token_id < 0:
-                wrong.add(f"token {token!r}: its id {token_id!r} must be an integer >= 0.")
-            elif token_id >= size:
-                wrong.add(f"token {token!r}: its id {token_id} is beyond the {size} rows.")
-            elif token_id in taken:
-                wrong.add(f"tokens {taken[token_id]!r} and {token!r} have the same id {token_id}.")
-            else:
-                taken[token_id] = token
-        wrong.tell_rest()
-        for token_id, token in taken.items():
-            self.tokens[token_id] = token
-        self.types[np.fromiter(taken, np.int64, len(taken))] = NORMAL
-
-    def _checked_merges(self, path: Path, merges: Iterable[Any], known: Any) -> Iterator[str]:
-        """Merges as "left right", each once; what they name and make is in the vocabulary."""
-        wrong = Wrong(self._faults, path)
-        ranks: dict[tuple[str, str], None] = {}
-        for i, merge in enumerate(merges):
-            pair = merge.split(" ") if isinstance(merge, str) else merge
-            if not isinstance(pair, list) or len(pair) != 2 or not all(map(is_text, pair)):
-                wrong.add(f"merge {i}: {str(merge)[:80]!r} must be two tokens.")
-                continue
-            left, right = pair
-            absent = [token for token in (left, right, left + right) if token not in known]
-            if absent:
-                wrong.add(f"merge {i}: {absent[0][:80]!r} is not in the vocabulary.")
-            elif " " in left + right:
-                wrong.add(f"merge {i}: {left[:80]!r} and {right[:80]!r}: a token holds a space.")
-            else:
-                # Of a merge that stands there twice the tokenizers library takes the last.
-                ranks.pop((left, right), None)
-                ranks[left, right] = None
-        wrong.tell_rest()
-        return (f"{left} {right}" for left, right in ranks)
-
-
-class Wrong:
-    """Faults of one list: the first ones whole, then how many more."""
-
-    def __init__(self, faults: Faults, path: Path) -> None:
-        self._faults, self._path, self._count = faults, path, 0
-
-    def add(self, sentence: str) -> None:
-        self._count += 1
-        if self._count <= _SHOWN:
-            self._faults.add(self._path, sentence)
-
-    def tell_rest(self) -> None:
-        if self._count > _SHOWN:
-            self._faults.add(self._path, f"{self._count - _SHOWN} more of the like.")
 
 
 def _merge_lines(path: Path) -> Iterator[Any]:

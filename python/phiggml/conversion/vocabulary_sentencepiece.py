@@ -1,4 +1,4 @@
-"""The vocabulary of a sentencepiece model: tokenizer.model with added tokens over it."""
+"""The vocabulary of a sentencepiece model: its pieces with added tokens over them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from phiggml.conversion.sentencepiece import read_sentencepiece
 from phiggml.conversion.vocabulary_table import TokenizerFiles, Vocabulary
 from phiggml.errors import UnsupportedError
 
-__all__ = ["ADDED_SCORE", "NEVER_STRIP", "PADDING_SCORE", "SentencePieceVocabulary"]
+__all__ = [
+    "ADDED_SCORE",
+    "NEVER_STRIP",
+    "PADDING_SCORE",
+    "SPACE",
+    "PieceVocabulary",
+    "SentencePieceVocabulary",
+]
 
 # What llama.cpp's converters write: added tokens sort after every piece, padding after those.
 ADDED_SCORE = -1000.0
@@ -24,7 +31,7 @@ PADDING_SCORE = -10000.0
 # the last three no stripping.
 _NEEDED_TO_STRIP = ("</s>", "<unk>", "<s>", "<|endoftext|>")
 NEVER_STRIP = frozenset(_NEEDED_TO_STRIP[1:])
-_SPACE = "\u2581"
+SPACE = "\u2581"
 
 
 def _parts(*components: Any) -> Iterator[dict[str, Any]]:
@@ -39,25 +46,18 @@ def _parts(*components: Any) -> Iterator[dict[str, Any]]:
             waiting += [component.get("normalizers"), component.get("pretokenizers")]
 
 
-class SentencePieceVocabulary(Vocabulary):
-    """Tokens, scores and types of a sentencepiece BPE model with the added tokens over them.
-
-    Raises:
-        FormatError: a file breaks its format.
-        UnsupportedError: the tokenizer is no sentencepiece BPE model.
+class PieceVocabulary(Vocabulary):
+    """Tokens, scores and types of sentencepiece BPE, wherever its pieces are read.
 
     Source:
         llama.cpp's converter for Phi3ForCausalLM, except that user-defined pieces keep their type,
         and that the chat markers are control tokens whatever the files say.
     """
 
+    dummy_prefix = False
+    """Whether a space goes in front of texts where tokenizer.json says nothing."""
+
     def __init__(self, files: TokenizerFiles, size: int, faults: Faults) -> None:
-        self.model = read_sentencepiece(files.folder / "tokenizer.model")
-        if self.model.algorithm != sentencepiece.BPE:
-            raise UnsupportedError(
-                f"convert: {files.folder / 'tokenizer.model'}: is a sentencepiece model of kind "
-                f"{self.model.algorithm}; llama.cpp's tokenizer does kind 2 (BPE) only."
-            )
         self.scores = np.full(size, PADDING_SCORE, dtype=np.float32)
         super().__init__(files, size, faults)
 
@@ -110,7 +110,7 @@ class SentencePieceVocabulary(Vocabulary):
             front of what does not begin with a space.
         """
         if "normalizer" not in self.fast and "pre_tokenizer" not in self.fast:
-            return "each" if self.model.add_dummy_prefix else "none"
+            return "each" if self.dummy_prefix else "none"
         for part in _parts(self.fast.get("normalizer"), self.fast.get("pre_tokenizer")):
             if part.get("type") == "Prepend":
                 return "each"
@@ -123,13 +123,37 @@ class SentencePieceVocabulary(Vocabulary):
 
     def _check_unsplit(self, metaspace: dict[str, Any]) -> None:
         """Splitting at spaces changes nothing where no piece goes over one; else it is refused."""
-        over = [piece for piece in self.model.pieces if _SPACE in piece[1:]]
+        merged = np.isin(self.types, (sentencepiece.NORMAL, sentencepiece.UNUSED))
+        texts = [self.tokens[i] for i in np.flatnonzero(merged).tolist()]
+        over = [text for text in texts if SPACE in text[1:]]
         if metaspace.get("split", True) and over:
             raise UnsupportedError(
                 f"convert: {self.folder / 'tokenizer.json'}: its pre-tokenizer splits at spaces, "
                 f"and {len(over)} pieces such as {over[0]!r} go over one, which llama.cpp's "
                 "tokenizer would make. Set pre_tokenizer.split to false if that is meant."
             )
+
+    def _place_added(self, token_id: int) -> None:
+        self.scores[token_id] = ADDED_SCORE
+
+
+class SentencePieceVocabulary(PieceVocabulary):
+    """Tokens, scores and types of a tokenizer.model with the added tokens over them.
+
+    Raises:
+        FormatError: a file breaks its format.
+        UnsupportedError: the tokenizer is no sentencepiece BPE model.
+    """
+
+    def __init__(self, files: TokenizerFiles, size: int, faults: Faults) -> None:
+        self.model = read_sentencepiece(files.folder / "tokenizer.model")
+        if self.model.algorithm != sentencepiece.BPE:
+            raise UnsupportedError(
+                f"convert: {files.folder / 'tokenizer.model'}: is a sentencepiece model of kind "
+                f"{self.model.algorithm}; llama.cpp's tokenizer does kind 2 (BPE) only."
+            )
+        self.dummy_prefix = self.model.add_dummy_prefix
+        super().__init__(files, size, faults)
 
     def _place_pieces(self) -> None:
         model, size = self.model, len(self.tokens)
@@ -143,9 +167,6 @@ class SentencePieceVocabulary(Vocabulary):
         self.tokens[:count] = model.pieces[:count]
         self.scores[:count] = model.scores[:count]
         self.types[:count] = model.types[:count]
-
-    def _place_added(self, token_id: int) -> None:
-        self.scores[token_id] = ADDED_SCORE
 
     def _pieces_path(self) -> Path:
         return self.folder / "tokenizer.model"
