@@ -1,10 +1,10 @@
 """How near the logits are to transformers: phiggml beside stock llama.cpp, for docs/fidelity.md.
 
 Each tiny checkpoint of tests/data is converted to F32 and evaluated with an F32 cache, without
-flash attention, on one thread; the truth is in tests/data/logits_*.npz. Stock runs the same file
-(and its own converter's, where that accepts the checkpoint). Files of fewer bits are compared with
-the F32 one by the rule of tests/test_logits_types.py. The figures are properties of the code, not
-of the machine, but for float32 rounding.
+flash attention, on one thread; the truth is in tests/data/{logits,limit}_*.npz. Stock runs the
+same file (and its own converter's, where that accepts the checkpoint). Files of fewer bits are
+compared with the F32 one by the rule of tests/test_logits_types.py. The figures are properties of
+the code, not of the machine, but for float32 rounding.
 
     python benchmarks/bench_fidelity.py [--stock build/stock] [--stock-python PYTHON]
         [--write docs/fidelity.md]
@@ -36,7 +36,7 @@ from phiggml import _core
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from best_token import agreement, all_logits, counting, random_texts
-from logits_reference import KINDS, Kind, Logits, TokenIds, exact_session, nrmse
+from logits_reference import DATA, KINDS, Kind, Logits, TokenIds, exact_session, nrmse
 
 ROOT = Path(__file__).resolve().parent.parent
 TYPES = ("F16", "BF16", "Q8_0", "Q4_K_M")
@@ -58,16 +58,17 @@ class Case:
         return KINDS[self.name]
 
 
-LONG = ((512, (16, 200)), (131072, (16, 200)))
+RELEASED_WINDOW = ((512, (16, 200)), (4096, (2047, 2048, 2107)))
+LONG = ((512, (16, 200)), (131072, (16, 200)), (8192, (4096, 4097, 4156)))
 WINDOW = ((64, (60, 64)), (512, (64, 65, 200)))
 LINE = ((512, (16, 128, 129, 300)), (4096, (128, 129)))
 
 CASES = (
     Case("phi1.5-tiny"),
     Case("phi2-tiny"),
-    Case("phi3-nano"),
-    Case("phi3-mini-tiny"),
-    Case("phi3-medium-tiny"),
+    Case("phi3-nano", RELEASED_WINDOW),
+    Case("phi3-mini-tiny", RELEASED_WINDOW),
+    Case("phi3-medium-tiny", RELEASED_WINDOW),
     Case("phi3-window-tiny", WINDOW),
     Case("phi3-128k-tiny", LINE),
     Case("phi3.5-mini-tiny", LONG),
@@ -155,6 +156,15 @@ class Reference:
 
     def __init__(self, case: Case) -> None:
         self.arrays = case.kind.reference()
+        path = DATA / f"limit_{case.name}.npz"
+        if path.exists():
+            with np.load(path) as limit:
+                for n, logits in zip(limit["lengths"], limit["logits"], strict=True):
+                    self.arrays |= {
+                        f"tokens_{n}": limit["tokens"][:n],
+                        f"positions_{n}": np.array([n - 1], np.int32),
+                        f"logits_{n}": logits[None],
+                    }
 
     def text(self, n: int) -> TokenIds:
         tokens: TokenIds = self.arrays[f"tokens_{n}"].astype(np.int32)

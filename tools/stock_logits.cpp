@@ -43,7 +43,8 @@ std::vector<llama_token> read_tokens(const std::string & path) {
 Context new_context(llama_model * model, uint32_t n_ctx) {
     llama_context_params params = llama_context_default_params();
     params.n_ctx = n_ctx;
-    params.n_batch = params.n_ubatch = 512;
+    params.n_batch = n_ctx;  // a text is read by one call
+    params.n_ubatch = 512;
     params.n_threads = params.n_threads_batch = 1;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     params.type_k = params.type_v = GGML_TYPE_F32;
