@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _API = re.compile(r"/api/models/([\w.-]+/[\w.-]+)(?:/revision/([^?]+))?(?:\?.*)?")
@@ -25,12 +26,14 @@ class HubServer:
         files: name -> content.
         refusal: (status, X-Error-Code) with which all is refused, or files alone.
         files_only: whether the list of files is given all the same.
+        listing: what is changed in that list, or what is given instead of it.
     """
 
     model: str
     files: Mapping[str, bytes]
     refusal: tuple[int, str] | None = None
     files_only: bool = False
+    listing: Mapping[str, Any] | bytes = field(default_factory=dict)
     url: str = ""
     # Names of the files whose content was given, wholly or in part, and how many bytes.
     given: list[tuple[str, int]] = field(default_factory=list)
@@ -38,6 +41,11 @@ class HubServer:
     @property
     def names_given(self) -> set[str]:
         return {name for name, _ in self.given}
+
+    def listed(self, document: Mapping[str, Any]) -> bytes:
+        if isinstance(self.listing, bytes):
+            return self.listing
+        return json.dumps({**document, **self.listing}).encode()
 
 
 @contextmanager
@@ -85,7 +93,7 @@ def _handler(server: HubServer) -> type[BaseHTTPRequestHandler]:
                 ]
                 document = {"id": model, "modelId": model, "sha": COMMIT, "siblings": siblings}
                 kind = {"Content-Type": "application/json"}
-                self._send(200, json.dumps(document).encode(), kind)
+                self._send(200, server.listed(document), kind)
 
         def _give(self, name: str) -> None:
             content = server.files[name]

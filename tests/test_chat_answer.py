@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phiggml.chat_answer import MARKERS, AnswerParts, Part, opens_reasoning, split_chunks
-from phiggml.chat_tools import ToolCall, parse_tool_calls
+from phiggml.chat_tools import CALL_BEGIN, ToolCall, parse_tool_calls
 from phiggml.completion import Chunk, Completion, Timings
 
 NOW = '{"name": "now", "arguments": {"zone": "<|/tool_call|>"}}'
@@ -258,3 +259,22 @@ def test_long_answers_are_read_once() -> None:
     parts = parts_of([text[i : i + 7] for i in range(0, len(text), 7)])
     assert "".join(part.text for part in parts) == text
     assert parse_tool_calls(text) is None
+
+
+@pytest.mark.parametrize(
+    "begin", ["", "<think>", "<think>a", "<think>a</think>", f"{CALL_BEGIN}{NOW},"]
+)
+def test_blanks_are_not_read_again_with_each_token(begin: str) -> None:
+    """A model that has lost its way writes lines without end."""
+    n = 100_000
+    start = time.process_time()
+    parts = parts_of([begin, *[" \n   "] * n, "x"])
+    assert time.process_time() - start < 2
+    assert parts == parts_of([begin + " \n   " * n + "x"])
+
+
+def test_many_words_that_begin_no_call_are_found_once() -> None:
+    start = time.process_time()
+    text = "functools " * 40_000
+    assert "".join(part.text for part in parts_of([text], functools=True)) == text
+    assert time.process_time() - start < 2

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from huggingface_hub import constants
 import phiggml as pg
 from hub_server import COMMIT, HubServer, hub_serving
 from phiggml.conversion.hub import HubId, LocalFolder, Wanted, local_folder, parse_hub_id
+from phiggml.conversion.hub_download import logged_as_ours
 from phiggml.conversion.lora import convert_lora
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -87,6 +89,7 @@ def located(name: str = MODEL, **settings: Any) -> LocalFolder:
         ("a/b@", None),
         ("a/b@../..", None),
         ("a/b--c", None),
+        ("a/b.git", None),
         ("-a/b", None),
         ("a/b ", None),
         ("a/b\n", None),
@@ -210,6 +213,56 @@ def test_refusals(
                     located(wanted=wanted)
                 assert MODEL in str(error.value)
     assert not server.given
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sha": "../../../../x"}, "no commit"),
+        ({"sha": 5}, "no commit"),
+        ({"sha": None}, "no commit"),
+        ({"siblings": 5}, "list of its files"),
+        ({"siblings": [{"x": 1}]}, "list of its files"),
+        ({"siblings": [{"rfilename": "config.json", "size": "12"}]}, "a size"),
+        ({"siblings": [{"rfilename": "config.json", "size": -5}]}, "a size"),
+        ({"siblings": [{"rfilename": "config.json", "size": 1 << 70}]}, "a size"),
+        ({"siblings": [{"rfilename": "../config.json", "size": 1}]}, "no config.json"),
+        (b"[]", "list of its files"),
+        (b'{"id":', "list of its files"),
+        (b"[" * 100_000, "list of its files"),
+    ],
+    ids=range(12),
+)
+def test_lists_that_are_none(
+    changes: dict[str, Any] | bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_serving(HubServer(MODEL, checkpoint_files(), listing=changes)) as server:
+        _connect(monkeypatch, server.url)
+        for wanted in (Wanted.CHECKPOINT, Wanted.HEADERS):
+            with pytest.raises(pg.FormatError, match=rf"{MODEL}: .*{message}"):
+                located(wanted=wanted)
+    assert not server.given
+
+
+def test_a_token_that_is_none(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for token, kind in (("hf_sécret", PermissionError), ("hf_\x0bsecret", OSError)):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(kind) as error:
+            located()
+        told = "".join(traceback.format_exception(error.value))
+        assert "hf_" not in told and "secret'" not in told
+
+
+def test_the_log_comes_back_when_two_have_fetched() -> None:
+    handlers = logging.getLogger("huggingface_hub").handlers
+    before = handlers[:]
+    first, second = logged_as_ours(), logged_as_ours()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert handlers != before
+    second.__exit__(None, None, None)
+    assert handlers == before
 
 
 def test_what_a_model_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

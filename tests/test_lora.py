@@ -197,8 +197,9 @@ def test_overwrite_and_the_adapter_itself(tmp_path: Path) -> None:
         convert_lora(folder, out, base=folder)
     assert out.read_bytes() == b"mine"
     convert_lora(folder, out, base=folder, overwrite=True)
-    with pytest.raises(pg.InputError, match="adapter itself"):
-        convert_lora(folder, folder / "adapter_model.safetensors", base=folder, overwrite=True)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "config.json"):
+        with pytest.raises(pg.InputError, match="adapter itself"):
+            convert_lora(folder, folder / name, base=folder, overwrite=True)
     with pytest.raises(pg.InputError, match=r"Q4_K.*F32, F16, BF16"):
         convert_lora(folder, out, "Q4_K", base=folder)
 

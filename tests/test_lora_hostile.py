@@ -56,7 +56,13 @@ def test_config_of_wrong_types(changes: dict[str, Any], message: str, tmp_path: 
 
 @pytest.mark.parametrize(
     "expression",
-    ["(a+)+", "(.|.)*x", "(.*)*x", ".*.*.*x", ".?" * 60 + "x", "((a|b){2,}){2,}x", "(a|aa)+x"],
+    [
+        *("(a+)+", "(.|.)*x", "(.*)*x", ".*.*.*x", ".?" * 60 + "x", "((a|b){2,}){2,}x", "(a|aa)+x"),
+        "".join(f"(|){c}" for c in r"model.layers.0.self_attn.qkv_pro") + "x",
+        "(?x:([a-z._0-9]+) +)x",
+        "([a-z._0-9]+)(?#)+x",
+        r"(|[)]|\)|)" * 20 + "x",
+    ],
 )
 def test_expressions_that_never_end(expression: str, tmp_path: Path) -> None:
     folder = copied(tmp_path)

@@ -21,6 +21,19 @@ _OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
 # A message's reasoning goes by these names; templates read the first, and gpt-oss's the second.
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _MOST_DEPTH = 100
+_MOST_FAILURE = 300
+# Their messages tell of the program that Jinja2 made, not of the template. SyntaxError: blocks or
+# brackets are nested deeper than Python goes.
+_OTHER_FAILURES = (
+    AssertionError,
+    AttributeError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    StopIteration,
+    SyntaxError,
+)
 
 
 def render_chat(
@@ -143,8 +156,8 @@ def _guarded(work: Callable[[], _Made]) -> _Made:
     except LimitError as limit:
         fault = str(limit)
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as failure:
-        fault = f"fails: {failure}"
-    except (RecursionError, MemoryError, AttributeError) as failure:
+        fault = f"fails: {str(failure)[:_MOST_FAILURE]}"
+    except _OTHER_FAILURES as failure:
         fault = f"fails: {type(failure).__name__}"
     raise FormatError(f"chat: the model's template {fault}. Pass a template of your own.")
 
@@ -160,7 +173,9 @@ def _checked_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
             raise InputError(f"chat: message {i} is {type(message).__name__}, not a mapping.")
         _check_message(i, message)
         # Many templates write "None" for a key that is None, and do right where it is absent.
-        plain = {key: _plain(value) for key, value in message.items() if value is not None}
+        plain = {
+            _plain_key(key): _plain(value) for key, value in message.items() if value is not None
+        }
         fields = [plain[key] for key in _REASONING_FIELDS if key in plain]
         if fields:
             plain = {"thinking": fields[0], **plain, "reasoning_content": fields[0]}
@@ -171,8 +186,13 @@ def _checked_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 def _check_message(i: int, message: Message) -> None:
     if not isinstance(message.get("role"), str):
         raise InputError(f"chat: message {i} has no role that is a string.")
-    content = message.get("content")
-    if content is None and message.get("tool_calls"):
+    content, calls = message.get("content"), message.get("tool_calls")
+    is_list = isinstance(calls, (list, tuple))
+    if calls is not None and not (
+        is_list and all(isinstance(c, Mapping | ToolCall) for c in calls)
+    ):
+        raise InputError(f"chat: message {i}: tool_calls must be a list of calls.")
+    if content is None and calls:
         return
     is_blocks = isinstance(content, (list, tuple)) and all(isinstance(b, Mapping) for b in content)
     if not isinstance(content, str) and not is_blocks:
@@ -208,9 +228,11 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, ToolCall):
+        if not isinstance(value.arguments, Mapping):
+            raise InputError(f"chat: the arguments of a call of {value.name!r} are no mapping.")
         value = value.as_message()
     if isinstance(value, Mapping):
-        return {_plain(k, depth + 1): _plain(item, depth + 1) for k, item in value.items()}
+        return {_plain_key(key): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         items = [_plain(item, depth + 1) for item in value]
         return items if isinstance(value, list) else tuple(items)
@@ -223,6 +245,12 @@ def _plain(value: Any, depth: int = 0) -> Any:
         f"chat: a template can be given texts, numbers, lists and mappings, not a "
         f"{type(value).__name__}."
     )
+
+
+def _plain_key(key: Any) -> Any:
+    if key is not None and not isinstance(key, (str, int, float, np.generic)):
+        raise InputError(f"chat: {key!r:.100} is no key of JSON. Use texts.")
+    return _plain(key)
 
 
 # Stands at the end of a message that goes on; whether its blank is left tells of stripping.

@@ -57,8 +57,12 @@ class AnswerParts:
     def __init__(self, *, reasoning: bool = False, functools: bool = False) -> None:
         self._opened = reasoning
         self._begins = (CALL_BEGIN, _FUNCTOOLS) if functools else (CALL_BEGIN,)
+        self._begin = re.compile("|".join(map(re.escape, self._begins)))
         self._step: Callable[[], bool] = self._start
         self._held = ""
+        # White space that changes nothing yet, so that it need not be looked at with each token.
+        self._blanks: list[str] = []
+        self._waits = True
         self._final = False
         self._parts: list[Part] = []
         self._json = JsonEnd()
@@ -76,13 +80,24 @@ class AnswerParts:
 
     def add(self, text: str) -> list[Part]:
         """Takes text on and gives the parts that are certain by now."""
+        if self._waits and (not text or text.isspace()):
+            self._blanks.append(text)
+            return []
+        self._take_blanks()
         self._held += text
-        return self._certain()
+        parts = self._certain()
+        self._waits = self._step not in (self._text, self._call) and self._held.strip() in ("", ",")
+        return parts
 
     def rest(self) -> list[Part]:
         """The end has come: gives what was held back."""
         self._final = True
+        self._take_blanks()
         return self._certain()
+
+    def _take_blanks(self) -> None:
+        self._held += "".join(self._blanks)
+        self._blanks.clear()
 
     def _certain(self) -> list[Part]:
         while self._step():
@@ -130,11 +145,11 @@ class AnswerParts:
         return bool(self._held)
 
     def _text(self) -> bool:
-        found = [(at, m) for m in self._begins if (at := self._held.find(m)) >= 0]
-        if found:
-            at, self._marker = min(found)
-            self._emit("text", self._held[:at])
-            self._held = self._held[at:]
+        found = self._begin.search(self._held)
+        if found is not None:
+            self._marker = found[0]
+            self._emit("text", self._held[: found.start()])
+            self._held = self._held[found.start() :]
             self._begin_call()
             return True
         n_kept = 0 if self._final else max(overlap(self._held, m) for m in self._begins)

@@ -20,10 +20,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from phiggml.chat_limits import (
     MOST_CHARACTERS,
+    STRUCTURES,
     LimitError,
     Limits,
     check_call,
+    check_depth,
+    check_made,
     check_operation,
+    check_time,
     check_weight,
     spend,
 )
@@ -31,8 +35,10 @@ from phiggml.chat_limits import (
 __all__ = ["RefusalError", "compiled", "names_read", "rendered"]
 
 _REMOVED_FILTERS = ("format", "urlize", "xmlattr")
-MOST_SOURCE = 128 << 10
+MOST_SOURCE = 64 << 10
 _MOST_INDENT = 64
+_MOST_PROGRAM = 4 << 20
+_MOST_REFUSAL = 1000
 
 
 class RefusalError(Exception):
@@ -117,7 +123,34 @@ def _check_name(name: Any) -> None:
 
 
 class _Generator(CodeGenerator):
-    """Has lists, mappings and joined texts weighed when they are made."""
+    """Has lists, mappings and joined texts weighed when they are made, and the clock looked at."""
+
+    _n_written = 0
+
+    def write(self, x: str) -> None:
+        # Some statements name every variable there is: a short source can make a long program.
+        self._n_written += len(x)
+        if self._n_written > _MOST_PROGRAM:
+            raise LimitError("makes too long a program")
+        super().write(x)
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802
+        if not isinstance(node.arg, nodes.Slice):
+            super().visit_Getitem(node, frame)
+            return
+        self.write("environment.part(")
+        super().visit_Getitem(node, frame)
+        self.write(")")
+
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:  # noqa: N802
+        self.write("environment.timed(")
+        super().visit_Compare(node, frame)
+        self.write(")")
+
+    def visit_Test(self, node: nodes.Test, frame: Frame) -> None:  # noqa: N802
+        self.write("environment.timed(")
+        super().visit_Test(node, frame)
+        self.write(")")
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
         join = "(markup_join if context.eval_ctx.autoescape else str_join)"
@@ -150,7 +183,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox, which also looks at what each step would make."""
 
     code_generator_class = _Generator
-    intercepted_binops = frozenset(["+", "*", "**", "%"])
+    intercepted_binops = frozenset(["+", "-", "*", "/", "//", "**", "%"])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         check_operation(operator, left, right)
@@ -161,7 +194,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         if is_join and arguments and isinstance(arguments[0], Iterator):
             arguments = (list(arguments[0]), *arguments[1:])
         check_call(__called, arguments, named)
-        return super().call(__context, __called, *arguments, **named)
+        return check_made(super().call(__context, __called, *arguments, **named))
 
     @staticmethod
     def concat(pieces: Iterable[str]) -> str:
@@ -173,8 +206,17 @@ class _Environment(ImmutableSandboxedEnvironment):
     @staticmethod
     def weighed(value: Any) -> Any:
         """A list or mapping as the template writes it."""
-        check_weight(value)
-        spend(len(value))
+        return check_made(value)
+
+    @staticmethod
+    def part(value: Any) -> Any:
+        """What a slice has copied."""
+        return check_made(value, is_part=True)
+
+    @staticmethod
+    def timed(value: Any) -> Any:
+        """What a comparison or a test gave, which may have taken its time."""
+        check_time()
         return value
 
     @staticmethod
@@ -212,7 +254,7 @@ def _environment() -> _Environment:
 
 @jinja2.pass_context  # so that constants, too, wait for the rendering
 def _printable(_context: Any, value: Any) -> Any:
-    if isinstance(value, (list, tuple, dict)) and check_weight(value) > MOST_CHARACTERS:
+    if isinstance(value, STRUCTURES) and check_weight(value) > MOST_CHARACTERS:
         raise LimitError("makes too long a text")
     return value
 
@@ -258,15 +300,10 @@ def _weighed_filter(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
             if values and isinstance(values[0], Iterator):
                 values[0] = list(values[0])
             for value in values:
-                spend(check_weight(value) if isinstance(value, (list, tuple, dict)) else 0)
+                spend(check_weight(value) if isinstance(value, STRUCTURES) else 0)
         if weigh is not None:
             spend(weigh(*values, **named))
-        result = made(*arguments[:n_passed], *values, **named)
-        if isinstance(result, (str, bytes, list)):
-            spend(len(result))
-        if isinstance(result, list):
-            check_weight(result)
-        return result
+        return check_made(made(*arguments[:n_passed], *values, **named))
 
     return weighed
 
@@ -283,6 +320,10 @@ def _replace_weight(text: Any, old: Any, new: Any, count: int | None = None) -> 
 
 def _join_weight(value: Any, d: Any = "", attribute: Any = None) -> int:
     return int(check_weight(value)) + len(str(d)) * len(value)
+
+
+def _list_weight(value: Any) -> int:
+    return 16 * len(value) if isinstance(value, (str, bytes)) else 0
 
 
 def _wrap_weight(
@@ -309,9 +350,10 @@ _FILTER_WEIGHTS: dict[str, Callable[..., int]] = {
     "center": lambda value, width=80: max(width, 0),
     "indent": _indent_weight,
     "join": _join_weight,
+    "list": _list_weight,
     "replace": _replace_weight,
     "round": _round_weight,
-    "slice": lambda value, slices, fill_with=None: max(slices, 0),
+    "slice": lambda value, slices, fill_with=None: max(slices, 0) + _list_weight(value),
     "sum": _sum_weight,
     "wordwrap": _wrap_weight,
 }
@@ -328,6 +370,8 @@ def _to_json(
     widths += [len(separator) for separator in separators or ()]
     if max(widths) > _MOST_INDENT:
         raise LimitError("makes too long a text")
+    if indent is not None:
+        spend(check_weight(value) * widths[0] * check_depth(value))
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -338,13 +382,18 @@ def _to_json(
 
 
 def _dict(*arguments: Any, **named: Any) -> dict[Any, Any]:
-    made = dict(*arguments, **named)
-    check_weight(made)
-    return made
+    if len(arguments) == 1 and not isinstance(arguments[0], Mapping):
+        # One by one, so that the clock is looked at: keys can be made that are slow together.
+        made: dict[Any, Any] = {}
+        for key, value in arguments[0]:
+            made[key] = value
+        made.update(named)
+        return made
+    return dict(*arguments, **named)
 
 
-def _raise_exception(message: str) -> None:
-    raise RefusalError(message)
+def _raise_exception(message: Any) -> None:
+    raise RefusalError(str(_printable(None, message))[:_MOST_REFUSAL])
 
 
 def _strftime_now(format: str) -> str:

@@ -157,13 +157,19 @@ def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
     Returns:
         What stands between <|tool|> and <|/tool|>.
 
+    Raises:
+        InputError: they hold what JSON does not: NaN, infinity, or too long a number.
+
     Source:
         The model card of Phi-4-mini-instruct, "Tool-enabled function-calling format".
     """
     flat = [
         tool["function"] if isinstance(tool.get("function"), Mapping) else tool for tool in tools
     ]
-    return json.dumps(flat, ensure_ascii=False)
+    try:
+        return json.dumps(flat, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"chat: tools cannot be written as JSON: {error}.") from None
 
 
 def with_written_calls(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,7 +183,10 @@ def with_written_calls(message: Mapping[str, Any]) -> dict[str, Any]:
     entries = [
         call.as_message() if isinstance(call, ToolCall) else call for call in message["tool_calls"]
     ]
-    calls = parse_tool_calls(json.dumps(entries))
+    try:
+        calls = parse_tool_calls(json.dumps(entries))
+    except ValueError:
+        calls = None
     if calls is None:
         raise InputError("chat: tool_calls hold what is no call with a name and arguments.")
     written = json.dumps(

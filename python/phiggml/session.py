@@ -303,7 +303,8 @@ class Session:
 
         Returns:
             An iterator of Chunk, whose `kind` says which part of the answer it belongs to. No
-            marker is in them, nor a piece of one. A tool call comes whole.
+            marker is in them, unless a call is malformed or the answer's end has cut it. A tool
+            call comes whole.
 
         Raises:
             UnsupportedError, InputError, FormatError: as `chat`.

@@ -30,6 +30,7 @@ _ID = re.compile(rf"(?P<model>{_OWNER}/{_OWNER})(?:@(?P<revision>[\w./-]{{1,200}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _WEIGHTS = re.compile(r"[\w.-]+\.safetensors")
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
 _CONFIG = "config.json"
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _TEXTS = frozenset(
@@ -90,6 +91,8 @@ def parse_hub_id(text: str) -> HubId | None:
     """
     found = _ID.fullmatch(text)
     if found is None or "--" in found["model"] or ".." in text:
+        return None
+    if found["model"].endswith(".git"):
         return None
     return HubId(found["model"], found["revision"])
 
@@ -196,11 +199,20 @@ class _Repository:
             return None
         except HfHubHTTPError:
             raise
+        except UnicodeEncodeError:
+            raise PermissionError(
+                f"{self._operation}: {self._id}: the token for the hub holds characters that no "
+                "token has. Log in again (hf auth login) or set HF_TOKEN anew."
+            ) from None
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            self._fail("the hub's list of its files is none", "Try again later.")
         except refusals():
             # No network: what is in the cache will do, as it does for transformers.
             return None
         sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
-        if found.sha is None:
+        if not all(type(size) is int and 0 <= size < 1 << 62 for size in sizes.values()):
+            self._fail("the hub gives a size that no file has", "Try again later.")
+        if not isinstance(found.sha, str) or not _COMMIT.fullmatch(found.sha):
             self._fail("the hub gives no commit for it", "Try again later.")
         return found.sha, sizes
 

@@ -29,16 +29,28 @@ class _ToOurs(logging.Handler):
         logger.log(record.levelno, "huggingface_hub: %s", record.getMessage())
 
 
+# What has been put aside while at least one thread fetches.
+_lock = threading.Lock()
+_put_aside: list[logging.Handler] = []
+_n_inside = 0
+
+
 @contextmanager
 def logged_as_ours() -> Iterator[None]:
     """huggingface_hub writes its log on stderr; meanwhile it goes where ours does."""
+    global _n_inside
     theirs = logging.getLogger("huggingface_hub")
-    handlers, ours = theirs.handlers[:], _ToOurs()
-    theirs.handlers[:] = [ours]
+    with _lock:
+        if _n_inside == 0:
+            _put_aside[:], theirs.handlers[:] = theirs.handlers, [_ToOurs()]
+        _n_inside += 1
     try:
         yield
     finally:
-        theirs.handlers[:] = [h for h in theirs.handlers if h is not ours] or handlers
+        with _lock:
+            _n_inside -= 1
+            if _n_inside == 0:
+                theirs.handlers[:] = _put_aside
 
 
 class Download:

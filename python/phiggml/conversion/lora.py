@@ -73,8 +73,7 @@ def convert_lora(
         FileNotFoundError: there is no such folder, nor such a model on the hub.
         FileExistsError: `out` exists and overwrite is False.
         FormatError: the adapter breaks its format, does not fit its base, or holds NaN or infinity.
-        InputError: an unknown type, or one too narrow for the values; no base is known; or `out`
-            is a file of the adapter.
+        InputError: an unknown or too narrow type; no base is known; `out` is a file of the adapter.
         UnsupportedError: it is no plain LoRA (but DoRA, trained biases, modules or tokens, ...), it
             changes a weight that embedding and output share, or its base is not converted here.
 
@@ -100,13 +99,10 @@ def convert_lora(
         stack.callback(plan.weights.close)
         _refuse_own_source(plan, path)
         recipe = _recipe(plan, canonical)
-        if dry_run:
-            nbytes = file_size(plan.metadata, recipe)
-        else:
+        nbytes = file_size(plan.metadata, recipe)
+        if not dry_run:
             _write(plan, recipe, path, progress=progress, overwrite=overwrite)
-            nbytes = path.stat().st_size
-    seconds = time.perf_counter() - started
-    return LoraReport(path, recipe, nbytes, seconds, not dry_run, lora=plan)
+    return LoraReport(path, recipe, nbytes, time.perf_counter() - started, not dry_run, lora=plan)
 
 
 def _checked_type(type: str) -> str:
@@ -132,9 +128,12 @@ def _located_plan(
 
 
 def _refuse_own_source(plan: LoraPlan, out: Path) -> None:
-    """Renaming the result over its source would destroy the adapter."""
-    if out.exists() and out.samefile(plan.weights.path):
-        raise InputError(f"convert-lora: {out}: is the adapter itself. Write to another name.")
+    """Renaming the result over its source would destroy the adapter, or its base."""
+    sources = (plan.weights.path, plan.folder / "adapter_config.json", plan.base / "config.json")
+    if out.exists() and any(out.samefile(source) for source in sources):
+        raise InputError(
+            f"convert-lora: {out}: is the adapter itself, or its base. Write to another name."
+        )
 
 
 def _recipe(plan: LoraPlan, type: str) -> Plan:

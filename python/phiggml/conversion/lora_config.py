@@ -19,9 +19,11 @@ _MAX_ALPHA = 1e9
 _MAX_PATTERNS = 4096
 _MAX_PATTERN_LENGTH = 256
 # Two unbounded repetitions in a name of a hundred characters are some thousand steps; each optional
-# character doubles them.
+# character doubles them, and each group multiplies them by its alternatives.
 _MAX_REPETITIONS = 2
 _MAX_OPTIONAL = 4
+_MAX_STEPS = 200_000
+_MAX_ALL_STEPS = 20_000_000
 _MERGE = (
     "Merge it into its base first (PeftModel.merge_and_unload, then save_pretrained), "
     "and convert the merged checkpoint."
@@ -153,14 +155,16 @@ def _patterns(fields: Fields, name: str) -> list[tuple[Fields, str, re.Pattern[s
         fields.fault(name, f"holds {len(given)} expressions; {_MAX_PATTERNS} are read.")
         return []
     found = []
+    n_steps = 0
     for key in given:
         pattern = _compiled(key)
-        if pattern is None:
+        n_steps += 0 if pattern is None else _steps(key)
+        if pattern is None or n_steps > _MAX_ALL_STEPS:
             inner.fault(
                 key,
                 "is no expression over module names that can be matched in bounded time: at most "
                 f"{_MAX_PATTERN_LENGTH} characters and {_MAX_REPETITIONS} repetitions, none of a "
-                "group.",
+                "group, and few alternatives.",
             )
         else:
             found.append((inner, key, pattern))
@@ -175,9 +179,26 @@ def _compiled(key: str) -> re.Pattern[str] | None:
         re.search(r"\)[*+?{]", key)
         or len(re.findall(r"[*+{]", key)) > _MAX_REPETITIONS
         or len(re.findall(r"(?<!\()\?", key)) > _MAX_OPTIONAL
+        or re.search(r"\(\?[^:=!<]", key)  # flags and comments hide what is repeated
+        or _steps(key) > _MAX_STEPS
     ):
         return None
     try:
         return re.compile(rf"(?:.*\.)?(?:{key})")
     except (re.error, OverflowError, RecursionError):
         return None
+
+
+def _steps(key: str) -> int:
+    """At most how many ways an expression has to match a name of a hundred characters."""
+    plain = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "_", key, flags=re.DOTALL)
+    steps = 100 ** len(re.findall(r"[*+{]", plain)) << len(re.findall(r"(?<!\()\?", plain))
+    alternatives = [1]
+    for character in plain:
+        if character == "(":
+            alternatives.append(1)
+        elif character == "|":
+            alternatives[-1] += 1
+        elif character == ")" and len(alternatives) > 1:
+            steps *= alternatives.pop()
+    return int(steps * math.prod(alternatives))
