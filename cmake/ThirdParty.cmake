@@ -85,6 +85,21 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     endforeach()
 endif()
 
+# ggml_cpu_ops.cpp #includes the ops.cpp that it replaces in each variant of the CPU backend, with that one's flags.
+file(GLOB cpu_files CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/upstream/ggml_cpu_*.cpp)
+foreach(module IN LISTS PHIGGML_MODULES)
+    if(module MATCHES "^ggml-cpu")
+        get_target_property(cpu_sources ${module} SOURCES)
+        set(kept ${cpu_sources})
+        list(FILTER kept EXCLUDE REGEX "(^|/)ggml-cpu/ops\\.cpp$")
+        if(kept STREQUAL cpu_sources)
+            message(FATAL_ERROR "phiggml: ${module} has no ops.cpp; the pinned tree is another one than expected")
+        endif()
+        set_target_properties(${module} PROPERTIES SOURCES "${kept}")
+        target_sources(${module} PRIVATE ${cpu_files})
+    endif()
+endforeach()
+
 # Our files stand in the place of theirs: one of csrc/upstream #includes what it replaces and exports what that keeps
 # private, those of csrc/arch define the members of the model classes that upstream declares.
 get_target_property(llama_sources llama SOURCES)
@@ -102,5 +117,6 @@ if(replaced)
 endif()
 set_target_properties(llama PROPERTIES SOURCES "${llama_sources}")
 file(GLOB upstream_files CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/upstream/*.cpp ${PROJECT_SOURCE_DIR}/csrc/arch/*.cpp)
+list(REMOVE_ITEM upstream_files ${cpu_files})
 target_sources(llama PRIVATE ${upstream_files})
 set_source_files_properties(${upstream_files} TARGET_DIRECTORY llama PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)

@@ -233,6 +233,7 @@ def _document(model: str, prompt: str, answer: pg.Completion) -> dict[str, Any]:
         "text": answer.text,
         "reasoning": answer.reasoning,
         "tool_calls": [call.as_message() for call in answer.tool_calls],
+        "malformed_call": answer.malformed_call,
         "tokens": list(answer.tokens),
         "finish_reason": answer.finish_reason,
         "timings": {
