@@ -14,7 +14,7 @@ namespace {
 // 1 / (factor * base^(2i / n_rot)), each step rounded to float32.
 std::vector<float> frequencies(float base, std::int64_t n_rot, const ggml_tensor * factors) {
     std::vector<float> found(static_cast<std::size_t>(n_rot / 2), 1.0f);
-    if (factors != nullptr && factors->buffer != nullptr) {
+    if (factors != nullptr) {
         ggml_backend_tensor_get(factors, found.data(), 0, found.size() * sizeof(float));
     }
     for (std::size_t i = 0; i < found.size(); ++i) {
@@ -28,9 +28,11 @@ std::vector<float> frequencies(float base, std::int64_t n_rot, const ggml_tensor
 }  // namespace
 
 RotaryTable::RotaryTable(const llm_graph_context & graph, const llama_model & model) : n_rot_(graph.n_rot) {
+    // A model that was laid out to be measured only has no numbers to read.
+    const bool measured = graph.hparams.no_alloc;
     const llama_layer & layer = model.layers[0];
-    within_ = {frequencies(graph.freq_base, n_rot_, layer.rope_short), graph.attn_factor};
-    beyond_ = {frequencies(graph.freq_base, n_rot_, layer.rope_long),
+    within_ = {frequencies(graph.freq_base, n_rot_, measured ? nullptr : layer.rope_short), graph.attn_factor};
+    beyond_ = {frequencies(graph.freq_base, n_rot_, measured ? nullptr : layer.rope_long),
                graph.attn_factor * attn_factor_ratio(graph.hparams)};
     cosines = ggml_new_tensor_3d(graph.ctx0, GGML_TYPE_F32, graph.n_embd_head_k, 1, graph.n_tokens);
     sines = ggml_dup_tensor(graph.ctx0, cosines);
