@@ -8,11 +8,16 @@ from typing import Any
 from phiggml.conversion.fields import Fields, shown
 from phiggml.errors import UnsupportedError
 
-__all__ = ["MAX_LAYERS", "DecoderSizes", "read_sizes", "require_supported"]
+__all__ = ["MAX_LAYERS", "SAVED_BUFFERS", "DecoderSizes", "read_sizes", "require_supported"]
 
 # llama.cpp's LLAMA_MAX_LAYERS.
 MAX_LAYERS = 512
 _MAX_VOCABULARY = 1 << 24
+SAVED_BUFFERS = (
+    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+    r"model\.rotary_emb\.inv_freq",
+)
+"""Tensors without weights, of the rotary embedding, which older versions of transformers saved."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from phiggml.conversion.architecture import Architecture, ModelConfig, TensorRule
-from phiggml.conversion.decoder_config import read_sizes, require_supported
+from phiggml.conversion.decoder_config import SAVED_BUFFERS, read_sizes, require_supported
 from phiggml.conversion.fields import Fields
-from phiggml.conversion.phi3 import PHI3_IGNORED
 from phiggml.conversion.rope import read_rope
 from phiggml.errors import UnsupportedError
 
@@ -92,6 +91,6 @@ PHI2 = Architecture(
     gguf_name="phi2",
     rules=_RULES,
     vectors=(),
-    ignored=PHI3_IGNORED,
+    ignored=SAVED_BUFFERS,
     read_config=_read_config,
 )

@@ -16,6 +16,7 @@ from phiggml.conversion.architecture import (
 )
 from phiggml.conversion.decoder_config import (
     MAX_LAYERS,
+    SAVED_BUFFERS,
     DecoderSizes,
     read_sizes,
     require_supported,
@@ -24,7 +25,7 @@ from phiggml.conversion.fields import Fields, shortest
 from phiggml.conversion.rope import ROPE_VECTORS, Rope, read_rope
 from phiggml.errors import UnsupportedError
 
-__all__ = ["PHI3", "PHI3_IGNORED", "PHI3_RULES", "read_phi3_config"]
+__all__ = ["PHI3", "PHI3_RULES", "read_phi3_config"]
 
 # The default of transformers' Phi3Config.
 _ORIGINAL_CONTEXT = 4096
@@ -33,12 +34,6 @@ _LONG_ROPE_TOO = frozenset({"yarn"})
 _HEAD_SIZES = ("phi3.attention.key_length", "phi3.attention.value_length")
 # Of a file of this context length that does not name its window (those of the first months).
 _PLAIN_CONTEXT, _PLAIN_WINDOW = 4096, 2047
-
-# Buffers of the rotary embedding, which older versions of transformers saved.
-PHI3_IGNORED = (
-    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
-    r"model\.rotary_emb\.inv_freq",
-)
 
 _LAYER = "model.layers.{layer}."
 PHI3_RULES = (
@@ -239,7 +234,7 @@ PHI3 = Architecture(
     gguf_name="phi3",
     rules=PHI3_RULES,
     vectors=tuple(ROPE_VECTORS),
-    ignored=PHI3_IGNORED,
+    ignored=SAVED_BUFFERS,
     read_config=read_phi3_config,
     write_config=_write_config,
 )

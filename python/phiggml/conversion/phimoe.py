@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from phiggml.conversion.architecture import Architecture, Form, ModelConfig, TensorRule
-from phiggml.conversion.decoder_config import read_sizes, require_supported
+from phiggml.conversion.decoder_config import SAVED_BUFFERS, read_sizes, require_supported
 from phiggml.conversion.fields import Fields
-from phiggml.conversion.phi3 import PHI3_IGNORED
 from phiggml.conversion.rope import ROPE_VECTORS, Rope, read_rope
 from phiggml.errors import UnsupportedError
 
@@ -169,7 +168,7 @@ PHIMOE = Architecture(
     gguf_name="phimoe",
     rules=_RULES,
     vectors=tuple(ROPE_VECTORS),
-    ignored=PHI3_IGNORED,
+    ignored=SAVED_BUFFERS,
     read_config=_read_config,
     aliases=("PhimoeForCausalLM",),
 )
