@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from http_serving import http_serving
 
 
 class RangeServer:
@@ -27,16 +28,8 @@ class RangeServer:
 @contextmanager
 def serving(files: Mapping[str, bytes], *, with_ranges: bool = True) -> Iterator[RangeServer]:
     served = RangeServer(files, with_ranges=with_ranges)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(served))
-    served.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with http_serving(_handler(served)) as served.url:
         yield served
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def _handler(served: RangeServer) -> type[BaseHTTPRequestHandler]:

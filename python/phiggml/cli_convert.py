@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import phiggml as pg
-from phiggml.cli_terminal import ProgressBar, say, say_json, size, table
+from phiggml.cli_terminal import ProgressBar, say_report, size, table
 from phiggml.conversion import ConversionReport
 
 __all__ = ["add_convert", "add_quantize"]
@@ -114,13 +114,9 @@ def _options(arguments: argparse.Namespace) -> pg.QuantizeOptions:
 
 
 def _tell(report: pg.Report, arguments: argparse.Namespace) -> int:
-    if arguments.json:
-        say_json(_document(report))
-    elif arguments.dry_run:
-        say(str(report))
-    elif not arguments.quiet:
-        say(_summary(report))
-    return 0
+    return say_report(
+        arguments, report, document=lambda: _document(report), summary=lambda: _summary(report)
+    )
 
 
 def _document(report: pg.Report) -> dict[str, Any]:

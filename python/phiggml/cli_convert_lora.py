@@ -7,7 +7,7 @@ import dataclasses
 import os
 from typing import Any
 
-from phiggml.cli_terminal import ProgressBar, say, say_json, size
+from phiggml.cli_terminal import ProgressBar, say_report, size
 from phiggml.conversion.lora import LoraReport, convert_lora
 
 __all__ = ["add_convert_lora"]
@@ -53,13 +53,9 @@ def _convert_lora(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             dry_run=arguments.dry_run,
         )
-    if arguments.json:
-        say_json(_document(report))
-    elif arguments.dry_run:
-        say(str(report))
-    elif not arguments.quiet:
-        say(_summary(report))
-    return 0
+    return say_report(
+        arguments, report, document=lambda: _document(report), summary=lambda: _summary(report)
+    )
 
 
 def _document(report: LoraReport) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 import phiggml as pg
-from phiggml.cli_terminal import ProgressBar, parse_size, say, say_json, size, table
+from phiggml.cli_terminal import ProgressBar, parse_size, say_report, size, table
 
 __all__ = ["add_verbs"]
 
@@ -59,13 +59,9 @@ def _export(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             dry_run=arguments.dry_run,
         )
-    if arguments.json:
-        say_json(_document(report))
-    elif arguments.dry_run:
-        say(str(report))
-    elif not arguments.quiet:
-        say(_summary(report))
-    return 0
+    return say_report(
+        arguments, report, document=lambda: _document(report), summary=lambda: _summary(report)
+    )
 
 
 def _document(report: pg.ExportReport) -> dict[str, Any]:

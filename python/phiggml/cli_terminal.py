@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -27,6 +27,7 @@ __all__ = [
     "printable",
     "say",
     "say_json",
+    "say_report",
     "say_table",
     "size",
     "table",
@@ -56,6 +57,23 @@ def say(text: str = "") -> None:
 def say_json(document: Any) -> None:
     """Writes a JSON document to stdout."""
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def say_report(
+    arguments: argparse.Namespace,
+    report: object,
+    *,
+    document: Callable[[], Any],
+    summary: Callable[[], str],
+) -> int:
+    """The end of a verb that writes a file, as --json, --dry-run and --quiet ask; exit code 0."""
+    if arguments.json:
+        say_json(document())
+    elif arguments.dry_run:
+        say(str(report))
+    elif not arguments.quiet:
+        say(summary())
+    return 0
 
 
 def pour(text: str) -> None:
