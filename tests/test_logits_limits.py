@@ -51,11 +51,13 @@ def test_a_sequence_that_grows_over_the_limit(model: pg.Model, name: str) -> Non
 
 @pytest.mark.parametrize("flash_attn", [False, True])
 def test_half_precision_at_the_limit(model: pg.Model, name: str, flash_attn: bool) -> None:
-    """With a cache of F16. The last piece of a text is one token, or a few."""
+    """With a cache of F16, over the logits of all lengths. Their last pieces are of few tokens."""
+    found = []
     with (
         np.load(DATA / f"limit_{name}.npz") as truth,
         pg.Session(model, n_ctx=4224, flash_attn=flash_attn) as session,
     ):
-        for n, logits in zip(truth["lengths"], truth["logits"], strict=True):
+        for n in truth["lengths"]:
             session.reset()
-            assert nrmse(session.eval(truth["tokens"][:n]), logits) <= BOUND_F16, n
+            found.append(session.eval(truth["tokens"][:n]))
+        assert nrmse(np.stack(found), truth["logits"]) <= BOUND_F16
