@@ -8,6 +8,7 @@
 #include <deque>
 #include <filesystem>
 #include <mutex>
+#include <string_view>
 
 #include "error.h"
 #include "ggml-backend.h"
@@ -25,7 +26,7 @@ public:
             records_.back().text += text;
             return;
         }
-        records_.push_back({python_level(level), text});
+        records_.push_back({python_level(level, text), text});
         ++n_added_;
         if (records_.size() > capacity) {
             records_.pop_front();
@@ -66,10 +67,12 @@ private:
         return records_.end() - static_cast<std::ptrdiff_t>(n_new);
     }
 
-    static int python_level(ggml_log_level level) {
+    static int python_level(ggml_log_level level, std::string_view text) {
+        // A session asks for that; it is no warning.
+        const bool chosen = text.find("using full-size SWA cache") != std::string_view::npos;
         switch (level) {
             case GGML_LOG_LEVEL_ERROR: return 40;
-            case GGML_LOG_LEVEL_WARN: return 30;
+            case GGML_LOG_LEVEL_WARN: return chosen ? 10 : 30;
             // Upstream's "info" is what a developer of upstream wants to see.
             default: return 10;
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 
@@ -101,7 +102,7 @@ def test_context_full(session: pg.Session) -> None:
     assert len(session.tokens) == 250
     session.eval([5] * 6)
     with pytest.raises(pg.SessionError, match="n_ctx = 256"):
-        session.generate([5] * 250, max_tokens=100, sampling=pg.Sampling(temperature=5, min_p=0))
+        session.generate([5] * 250, max_tokens=100, sampling=GREEDY)
     session.reset()
     with pytest.raises(pg.SessionError, match="257 tokens do not fit into n_ctx = 256"):
         session.eval([5] * 257)
@@ -206,3 +207,11 @@ def test_cache_types(nano_model: pg.Model, type: str) -> None:
         logits = session.eval(prompt)
     # Q8_0 keeps 8 bits of keys and values, BF16 the 8 of its mantissa.
     assert np.sqrt(np.mean((logits - truth) ** 2) / np.mean(truth**2)) < 0.05
+
+
+def test_a_window_warns_of_nothing(nano_model: pg.Model, caplog: pytest.LogCaptureFixture) -> None:
+    """phi3-nano has one of 2047 tokens, whose cache is of full size by our own choice."""
+    with caplog.at_level(logging.DEBUG, logger="phiggml"), pg.Session(nano_model, n_ctx=64):
+        pass
+    lines = [record for record in caplog.records if "full-size SWA cache" in record.message]
+    assert [record.levelno for record in lines] == [logging.DEBUG]
