@@ -218,7 +218,7 @@ def write_kind(
 
 # What each tensor is called on the other side -----------------------------------------------------
 
-_RENAMED = {
+RENAMED = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "model.final_layernorm": "output_norm",
@@ -238,7 +238,7 @@ _RENAMED = {
     "block_sparse_moe.gate": "ffn_gate_inp",
     "mlp.router": "ffn_gate_inp",
 }
-_EXPERTS = {"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"}
+EXPERTS_RENAMED = {"w1": "ffn_gate_exps", "w2": "ffn_down_exps", "w3": "ffn_up_exps"}
 
 
 def _becomes(
@@ -248,7 +248,7 @@ def _becomes(
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     block, rest = (f"blk.{layer[1]}.", name[layer.end() :]) if layer else ("", name)
     if one := re.fullmatch(r"block_sparse_moe\.experts\.(\d+)\.(w\d)\.weight", rest):
-        yield f"{block}{_EXPERTS[one[2]]}.weight", int(one[1]), value
+        yield f"{block}{EXPERTS_RENAMED[one[2]]}.weight", int(one[1]), value
     elif rest == "mlp.experts.gate_up_proj":
         gates, ups = np.split(value, 2, axis=1)
         yield block + "ffn_gate_exps.weight", -1, gates
@@ -257,7 +257,7 @@ def _becomes(
         yield block + "ffn_down_exps.weight", -1, value
     else:
         stem, _, part = rest.replace(".base_layer", "").rpartition(".")
-        yield f"{block}{_RENAMED[stem]}.{part}", -1, value
+        yield f"{block}{RENAMED[stem]}.{part}", -1, value
 
 
 def expected_tensors(values: Values) -> dict[str, npt.NDArray[np.float32]]:

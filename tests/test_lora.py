@@ -16,6 +16,7 @@ import pytest
 from gguf import GGUFReader
 
 import phiggml as pg
+from checkpoint_kinds import EXPERTS_RENAMED, RENAMED
 from checkpoints import read_weights, safetensors_bytes
 from phiggml.conversion.lora import convert_lora, plan_lora
 
@@ -23,25 +24,8 @@ DATA = Path(__file__).resolve().parent / "data"
 CASES = ("phi3", "phi3_rslora", "phi2", "phimoe", "phimoe_experts")
 Array = npt.NDArray[np.float32]
 
-# Names in the base and in a GGUF file, written down from llama.cpp's tensor tables.
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "lm_head": "output",
-    "self_attn.qkv_proj": "attn_qkv",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.dense": "attn_output",
-    "mlp.gate_up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.fc1": "ffn_up",
-    "mlp.fc2": "ffn_down",
-    "block_sparse_moe.gate": "ffn_gate_inp",
-    "w1": "ffn_gate_exps",
-    "w2": "ffn_down_exps",
-    "w3": "ffn_up_exps",
-}
+# Names in the base and in a GGUF file; an expert's matrices go by theirs alone.
+NAMES = {**RENAMED, **EXPERTS_RENAMED}
 
 
 def place(source: str) -> tuple[str, int | None]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 
 import phiggml as pg
+from logits_reference import nrmse
 from small_models import N_VOCAB, small_model
 
 DATA = Path(__file__).parent / "data"
@@ -57,11 +58,6 @@ def last_logits(model: pg.Model, n_tokens: int, n_ctx: int = 8192) -> npt.NDArra
     tokens = np.random.default_rng(SEED).integers(3, 280, n_tokens)
     with pg.Session(model, n_ctx=n_ctx, type_k="F32", type_v="F32", flash_attn=False) as session:
         return session.eval(tokens)
-
-
-def nrmse(found: npt.NDArray[np.float32], truth: npt.NDArray[np.float32]) -> float:
-    difference = found.astype(np.float64) - truth
-    return float(np.sqrt(np.mean(difference**2) / np.mean(truth.astype(np.float64) ** 2)))
 
 
 def same(first: pg.Model, second: pg.Model, n_tokens: int) -> bool:

@@ -12,13 +12,11 @@ import numpy.typing as npt
 import pytest
 
 import phiggml as pg
+from logits_reference import DATA, Logits, exact_session, nrmse
 
-DATA = Path(__file__).parent / "data"
 LINE = 128
 # Batches of other sizes add in another order; the two sides of the line differ by 0.1 and more.
 BOUND = 1e-5
-
-Logits = npt.NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
@@ -33,34 +31,15 @@ def tokens(model: pg.Model) -> npt.NDArray[np.int32]:
     return np.random.default_rng(20240423).integers(3, model.n_vocab, 300).astype(np.int32)
 
 
-def exact_session(
-    model: pg.Model, n_ctx: int, *, n_batch: int = 512, n_seq_max: int = 1
-) -> pg.Session:
-    return pg.Session(
-        model,
-        n_ctx=n_ctx,
-        n_batch=n_batch,
-        n_seq_max=n_seq_max,
-        type_k="F32",
-        type_v="F32",
-        flash_attn=False,
-    )
-
-
 def at_once(model: pg.Model, tokens: npt.NDArray[np.int32]) -> Logits:
-    with exact_session(model, 512) as session:
+    with exact_session(model, n_ctx=512) as session:
         return session.eval(tokens)
-
-
-def nrmse(found: Logits, truth: Logits) -> float:
-    difference = found.astype(np.float64) - truth
-    return float(np.sqrt(np.mean(difference**2) / np.mean(truth.astype(np.float64) ** 2)))
 
 
 def test_sequences_do_not_see_each_other(model: pg.Model, tokens: npt.NDArray[np.int32]) -> None:
     """Each token by token, in turn, so that they cross the line at different calls."""
     starts, n_steps = (LINE - 4, 20, LINE + 30), 8
-    with exact_session(model, 256, n_seq_max=3) as session:
+    with exact_session(model, n_ctx=256, n_seq_max=3) as session:
         texts = [np.roll(tokens, -i)[: start + n_steps] for i, start in enumerate(starts)]
         for i, start in enumerate(starts):
             session.eval(texts[i][:start], sequence=i)
@@ -75,7 +54,7 @@ def test_sequences_do_not_see_each_other(model: pg.Model, tokens: npt.NDArray[np
 
 
 def test_a_sequence_can_be_forgotten_alone(model: pg.Model, tokens: npt.NDArray[np.int32]) -> None:
-    with exact_session(model, 256, n_seq_max=2) as session:
+    with exact_session(model, n_ctx=256, n_seq_max=2) as session:
         session.eval(tokens[: LINE + 1])
         session.eval(tokens[:9], sequence=1)
         session.reset(sequence=0)
@@ -87,7 +66,7 @@ def test_a_sequence_can_be_forgotten_alone(model: pg.Model, tokens: npt.NDArray[
 
 @pytest.mark.parametrize("sequence", [-1, 2, 2**31, True, "0", None])
 def test_a_sequence_that_is_not_there(model: pg.Model, sequence: object) -> None:
-    with exact_session(model, 64, n_seq_max=2) as session:
+    with exact_session(model, n_ctx=64, n_seq_max=2) as session:
         for call in (
             lambda: session.eval([5], sequence=sequence),  # type: ignore[arg-type]
             lambda: session.sequence_tokens(sequence),  # type: ignore[arg-type]
@@ -126,7 +105,7 @@ def test_logits_asked_for_are_those_of_the_new_tokens(
 def test_what_fails_at_the_line_leaves_the_sequence(
     model: pg.Model, tokens: npt.NDArray[np.int32]
 ) -> None:
-    with exact_session(model, LINE + 1) as session:
+    with exact_session(model, n_ctx=LINE + 1) as session:
         session.eval(tokens[:LINE])
         with pytest.raises(pg.SessionError, match="no room"):
             session.eval(tokens[LINE : LINE + 2])
@@ -137,7 +116,7 @@ def test_what_fails_at_the_line_leaves_the_sequence(
 
 def test_a_graph_serves_on_one_side_only(model: pg.Model, tokens: npt.NDArray[np.int32]) -> None:
     """Those for one token with logits are alike on both sides but for the factors."""
-    with exact_session(model, 256) as session:
+    with exact_session(model, n_ctx=256) as session:
         session.eval(tokens[:LINE])
         for n in (LINE + 1, LINE + 2):
             found = session.eval(tokens[n - 1 : n])
@@ -190,7 +169,7 @@ def test_an_answer_that_crosses_the_line(model: pg.Model, tokens: npt.NDArray[np
     prompt, greedy = tokens[: LINE - 5], pg.Sampling(temperature=0)
     answers = []
     for n_ctx in (256, 4096):
-        with exact_session(model, n_ctx) as session:
+        with exact_session(model, n_ctx=n_ctx) as session:
             answers.append(session.generate(prompt, max_tokens=12, sampling=greedy).tokens)
     assert answers[0] == answers[1]
     for i, token in enumerate(answers[0]):
