@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 
+from gguf_described import described
 from phiggml.conversion import convert
 
 DATA = Path(__file__).parent / "data"
@@ -38,47 +37,18 @@ MOE = re.compile(
 )
 
 
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def value_of(field: gguf.ReaderField) -> Any:
-    value = field.contents()
-    if isinstance(value, list):
-        return {"length": len(value), "sha256": digest(json.dumps(value).encode())}
-    return value
-
-
-def stored(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    reader = gguf.GGUFReader(path)
-    metadata = {
-        name: [field.types[-1].name, value_of(field)]
-        for name, field in reader.fields.items()
-        if not name.startswith("GGUF.")
-    }
-    tensors = {
-        tensor.name: [
-            tensor.tensor_type.name,
-            [int(n) for n in reversed(tensor.shape)],
-            digest(tensor.data.tobytes()),
-        ]
-        for tensor in reader.tensors
-    }
-    return metadata, tensors
-
-
 @pytest.mark.parametrize("type", ["F16", "BF16"])
 @pytest.mark.parametrize("name", STOCK)
 def test_tensors_are_those_of_the_stock_converter(name: str, type: str, tmp_path: Path) -> None:
     convert(DATA / name, tmp_path / "out.gguf", type)
-    _, tensors = stored(tmp_path / "out.gguf")
+    _, tensors = described(tmp_path / "out.gguf")
     assert tensors == STOCK[name][type]
 
 
 @pytest.mark.parametrize("name", STOCK)
 def test_metadata_are_those_of_the_stock_converter(name: str, tmp_path: Path) -> None:
     convert(DATA / name, tmp_path / "out.gguf", "F16")
-    metadata, _ = stored(tmp_path / "out.gguf")
+    metadata, _ = described(tmp_path / "out.gguf")
     expected = STOCK[name]["metadata"]
 
     def may_differ(key: str) -> bool:

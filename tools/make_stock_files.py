@@ -10,7 +10,6 @@ tokenizers by a hash of what the released ones give; for the tiny ones it is tol
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import subprocess
 import sys
@@ -18,7 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-DATA = Path(__file__).resolve().parent.parent / "tests" / "data"
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+DATA = TESTS / "data"
 TYPES = ("f16", "bf16")
 # Name of the pre-tokenizer, or None for sentencepiece.
 CHECKPOINTS: dict[str, str | None] = {
@@ -34,7 +34,6 @@ CHECKPOINTS: dict[str, str | None] = {
     "phi4v-tiny": "dbrx",
     "phimoe-tiny": None,
 }
-DIGITS = 16  # of a sha256, enough to tell two files apart
 
 # What runs in the converter's own process.
 RUN = """\
@@ -54,44 +53,13 @@ def convert(converter: Path, checkpoint: Path, out: Path, *, outtype: str) -> No
     subprocess.run([sys.executable, "-c", RUN, *arguments], cwd=converter, check=True)
 
 
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:DIGITS]
-
-
-def value_of(field: Any) -> Any:
-    """A value as JSON; long lists by the hash of their JSON."""
-    value = field.contents()
-    if isinstance(value, list):
-        return {"length": len(value), "sha256": digest(json.dumps(value).encode())}
-    return value
-
-
-def described(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metadata and tensors of a GGUF file."""
-    import gguf
-
-    reader = gguf.GGUFReader(path)
-    metadata = {
-        name: [field.types[-1].name, value_of(field)]
-        for name, field in reader.fields.items()
-        if not name.startswith("GGUF.")
-    }
-    tensors = {
-        tensor.name: [
-            tensor.tensor_type.name,
-            [int(n) for n in reversed(tensor.shape)],
-            digest(tensor.data.tobytes()),
-        ]
-        for tensor in reader.tensors
-    }
-    return metadata, tensors
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("llama_cpp", type=Path)
     converter = parser.parse_args().llama_cpp.resolve()
-    sys.path.insert(0, str(converter / "gguf-py"))
+    sys.path[:0] = [str(converter / "gguf-py"), str(TESTS)]
+    from gguf_described import described
+
     lines = []
     with tempfile.TemporaryDirectory() as scratch:
         for name in CHECKPOINTS:
