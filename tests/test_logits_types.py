@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 import phiggml as pg
-from best_token import agreement, all_logits, counting, random_texts
+from best_token import agreement, all_logits, random_texts
 from logits_reference import KINDS
 
 AGREEMENT = {"BF16": 0.99, "Q8_0": 0.97}
-COUNTED = 0.7
 
 
 @pytest.mark.parametrize("name", list(KINDS))
@@ -23,9 +22,6 @@ def test_the_best_token_is_that_of_f32(name: str, tmp_path: Path) -> None:
         pg.convert(KINDS[name].folder, path, type)
         logits[type] = all_logits(pg.Model(path), texts)
     truth = logits["F32"]
-    counts = counting(KINDS[name], truth)
-    assert counts.mean() >= COUNTED
     for type, least in AGREEMENT.items():
-        found = agreement(logits[type], truth, counts)
-        assert found.counted >= least, (type, found)
+        assert agreement(logits[type], truth) >= least, type
         assert not np.array_equal(logits[type], truth)

@@ -19,6 +19,7 @@ from nano_tokenizer import (
 from nano_tokenizer_json import write_tokenizer_json
 from reference_bpe import PHI4, PHI4_MINI, BPEFiles, BPEKind
 from reference_weights import (
+    LAYER_GAIN,
     RandomWeights,
     new_folder,
     rope_factors,
@@ -48,7 +49,6 @@ class TinyCheckpoint:
     rope_type: str | None = None
     rope_theta: float = 10000.0
     rotary_share: float = 1.0
-    attention_gain: float = 1.0  # larger: sharper attention, which magnifies rounding
     tied: bool = False
     shards: int = 1
     index: bool = True
@@ -75,7 +75,6 @@ CHECKPOINTS = (
         heads=4,
         kv_heads=4,
         dtype=torch.float32,
-        attention_gain=1.5,
     ),
     TinyCheckpoint(
         "phi3.5-mini-tiny",
@@ -88,7 +87,6 @@ CHECKPOINTS = (
         kv_heads=4,
         dtype=torch.bfloat16,
         context=131072,
-        attention_gain=1.5,
         sliding_window=262144,
         rope_type="longrope",
         shards=2,
@@ -104,7 +102,6 @@ CHECKPOINTS = (
         heads=8,
         kv_heads=2,
         dtype=torch.float16,
-        attention_gain=1.5,
         shards=2,
         index=False,
     ),
@@ -189,11 +186,11 @@ def random_tensors(kind: TinyCheckpoint, rows: int) -> dict[str, torch.Tensor]:
         layer = f"model.layers.{i}."
         tensors |= {
             layer + "input_layernorm.weight": w.norm(n),
-            layer + "mlp.down_proj.weight": w.matrix(n, kind.feed_forward, gain=2.0),
+            layer + "mlp.down_proj.weight": w.matrix(n, kind.feed_forward, gain=LAYER_GAIN),
             layer + "mlp.gate_up_proj.weight": w.matrix(2 * kind.feed_forward, n),
             layer + "post_attention_layernorm.weight": w.norm(n),
-            layer + "self_attn.o_proj.weight": w.matrix(n, n, gain=2.0),
-            layer + "self_attn.qkv_proj.weight": w.matrix(n + 2 * kv, n, gain=kind.attention_gain),
+            layer + "self_attn.o_proj.weight": w.matrix(n, n, gain=LAYER_GAIN),
+            layer + "self_attn.qkv_proj.weight": w.matrix(n + 2 * kv, n),
         }
     tensors["model.norm.weight"] = w.norm(n)
     if not kind.tied:

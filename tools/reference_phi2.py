@@ -10,7 +10,7 @@ import torch
 
 from reference_bpe import CODEGEN, ENDOFTEXT, BPEFiles
 from reference_checkpoints import padded_rows
-from reference_weights import RandomWeights, new_folder, write_config, write_tensors
+from reference_weights import LAYER_GAIN, RandomWeights, new_folder, write_config, write_tensors
 
 CONTEXT = 2048
 
@@ -84,9 +84,9 @@ def random_tensors(kind: TinyPhi2, rows: int) -> dict[str, torch.Tensor]:
         layer = f"model.layers.{i}."
         for part in ("q_proj", "k_proj", "v_proj"):
             linear(layer + "self_attn." + part, n, n, gain=1.0)
-        linear(layer + "self_attn.dense", n, n, gain=2.0)
+        linear(layer + "self_attn.dense", n, n, gain=LAYER_GAIN)
         linear(layer + "mlp.fc1", kind.feed_forward, n, gain=1.0)
-        linear(layer + "mlp.fc2", n, kind.feed_forward, gain=2.0)
+        linear(layer + "mlp.fc2", n, kind.feed_forward, gain=LAYER_GAIN)
         layer_norm(layer + "input_layernorm")
     layer_norm("model.final_layernorm")
     linear("lm_head", rows, n, gain=2.0)

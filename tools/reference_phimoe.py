@@ -18,6 +18,7 @@ from nano_tokenizer import (
 )
 from nano_tokenizer_json import write_tokenizer_json
 from reference_weights import (
+    LAYER_GAIN,
     RandomWeights,
     new_folder,
     rope_factors,
@@ -27,6 +28,8 @@ from reference_weights import (
 
 CONTEXT = 4096
 EXPERTS = 4
+# Small, so that the best token seldom hangs on a near tie of two experts, which rounding may turn.
+EXPERT_GAIN = 0.15
 USED_EXPERTS = 2
 
 
@@ -51,7 +54,7 @@ class TinyPhiMoE:
 
 PHIMOE = TinyPhiMoE(
     "phimoe-tiny",
-    seed=200,
+    seed=304,
     feed_forward=32,
     head_size=16,
     sliding_window=131072,
@@ -60,7 +63,7 @@ PHIMOE = TinyPhiMoE(
 )
 PHIMOE_HF = TinyPhiMoE(
     "phimoe-hf-tiny",
-    seed=401,
+    seed=232,
     feed_forward=32,
     head_size=16,
     sliding_window=None,
@@ -69,7 +72,7 @@ PHIMOE_HF = TinyPhiMoE(
 )
 SLIMMOE = TinyPhiMoE(
     "slimmoe-tiny",
-    seed=322,
+    seed=496,
     feed_forward=48,
     head_size=24,
     sliding_window=64,
@@ -144,7 +147,7 @@ def random_tensors(kind: TinyPhiMoE, rows: int) -> dict[str, torch.Tensor]:
             ("q_proj", q, n, 1.0),
             ("k_proj", kv, n, 1.0),
             ("v_proj", kv, n, 1.0),
-            ("o_proj", n, q, 2.0),
+            ("o_proj", n, q, LAYER_GAIN),
         ):
             tensors[f"{layer}self_attn.{part}.weight"] = w.matrix(n_out, n_in, gain=gain)
             tensors[f"{layer}self_attn.{part}.bias"] = w.bias(n_out)
@@ -153,7 +156,7 @@ def random_tensors(kind: TinyPhiMoE, rows: int) -> dict[str, torch.Tensor]:
         for expert in range(EXPERTS):
             name = f"{moe}experts.{expert}."
             tensors[name + "w1.weight"] = w.matrix(width, n)
-            tensors[name + "w2.weight"] = w.matrix(n, width)
+            tensors[name + "w2.weight"] = w.matrix(n, width, gain=EXPERT_GAIN)
             tensors[name + "w3.weight"] = w.matrix(width, n)
         layer_norm(layer + "input_layernorm")
         layer_norm(layer + "post_attention_layernorm")
