@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from nano_checkpoint import write_index, write_shards
 
-
 # Of what attention and feed-forward add to the residual stream. Larger shows a missing rule more
 # clearly in the logits, smaller keeps the best token through the rounding of BF16 and Q8_0.
 LAYER_GAIN = 0.5
