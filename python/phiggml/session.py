@@ -205,8 +205,9 @@ class Session:
 
         Example:
             >>> import phiggml as pg
+            >>> greedy = pg.Sampling(temperature=0)
             >>> with pg.Session("phi3-nano.gguf") as session:
-            ...     answer = session.generate("The child", max_tokens=5)
+            ...     answer = session.generate("The child", max_tokens=5, sampling=greedy)
             >>> len(answer.tokens), answer.finish_reason
             (5, 'length')
         """
