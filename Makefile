@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := $(wildcard examples/phi3-nano/* csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h cmake/* third_party/*.json) CMakeLists.txt pyproject.toml
+SOURCES := $(wildcard examples/phi3-nano/* csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.c cmake/* third_party/*.json) CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-slow lint format bench fuzz fuzz-parser fuzz-python stock reference nano clean
+# git's own patterns: a star stands for folders, too.
+FORMATTED = $$(git ls-files 'csrc/*.[ch]' 'csrc/*.cpp' 'fuzz/*.cpp' 'tests/*.cpp' 'examples/*.cpp')
+
+.PHONY: demo test test-slow check-kernels lint format bench fuzz fuzz-parser fuzz-python stock reference nano clean
 
 demo: $(INSTALLED)
 	$(BIN)/phiggml demo
@@ -19,21 +22,29 @@ test-slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'fuzz/*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 	$(BIN)/mypy
 	$(BIN)/python tools/check_stubs.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'fuzz/*.cpp')
+	$(BIN)/clang-format -i $(FORMATTED)
 
 # Quick figures of this machine; benchmarks/README.md says what each script measures.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_import.py
-	$(BIN)/python benchmarks/bench_quant.py
+	$(BIN)/python benchmarks/bench_arrays.py
 	$(BIN)/python benchmarks/bench_gguf.py
 	$(BIN)/python benchmarks/bench_heldout.py
+
+# The vectorised kernels against ggml's own functions, with the address and undefined-behaviour sanitizers.
+KERNEL_ROUNDS ?= 20
+check-kernels: $(INSTALLED)
+	libraries=$$($(BIN)/python -c "from phiggml.runtime import library_folder; print(library_folder())"); \
+	$(BIN)/cmake -S tests/kernels -B build/kernels -DPHIGGML_LIBRARIES=$$libraries
+	$(BIN)/cmake --build build/kernels --parallel 2
+	build/kernels/check_kernels --rounds $(KERNEL_ROUNDS)
 
 # Looks for bytes that break the GGUF reader; fuzz/README.md says how. What it finds is kept in build/fuzz/crashes.
 # fuzz-python writes files, durably: to memory where there is /dev/shm, which spares the disk that.
@@ -41,7 +52,7 @@ FUZZ_SECONDS ?= 600
 CLANGXX ?= clang++
 FUZZ := build/fuzz
 FUZZ_SOURCES := fuzz/fuzz_gguf.cpp $(addprefix csrc/,$(addsuffix .cpp,\
-	gguf gguf_parser gguf_text byte_source byte_window quant threads shutdown))
+	gguf gguf_parser gguf_text byte_source byte_window quant_type))
 
 fuzz: fuzz-parser fuzz-python
 

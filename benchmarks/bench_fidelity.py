@@ -30,6 +30,7 @@ import numpy as np
 
 import phiggml as pg
 from machine import processor
+from page import write_between
 from phiggml import _core
 
 # The checkpoints, and the texts on which best tokens are compared, are the tests'.
@@ -40,8 +41,6 @@ from logits_reference import DATA, KINDS, Kind, Logits, TokenIds, exact_session,
 
 ROOT = Path(__file__).resolve().parent.parent
 TYPES = ("F16", "BF16", "Q8_0", "Q4_K_M")
-BEGIN = "<!-- bench_fidelity.py writes from here -->"
-END = "<!-- to here -->"
 
 Evaluate = Callable[[Path, int, list[TokenIds]], list[Logits]]
 
@@ -269,15 +268,6 @@ def report(stock: Stock | None, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def write_between(page: Path, text: str) -> None:
-    """Replace what stands between the two marker lines of ``page``."""
-    before, begin, rest = page.read_text("utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{page}: the lines {BEGIN} and {END} are not there.")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", "utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--stock", type=Path, help="what tools/build_stock.sh made")
@@ -291,7 +281,7 @@ def main() -> int:
         text = report(stock, folder)
     print(text)
     if arguments.write is not None:
-        write_between(arguments.write, text)
+        write_between(arguments.write, Path(__file__).name, text)
     return 0
 
 

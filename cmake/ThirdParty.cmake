@@ -100,6 +100,16 @@ foreach(module IN LISTS PHIGGML_MODULES)
     endif()
 endforeach()
 
+# ggml_quants.c #includes the ggml-quants.c that it replaces, with ggml-base's own flags.
+get_target_property(base_sources ggml-base SOURCES)
+set(kept ${base_sources})
+list(FILTER kept EXCLUDE REGEX "(^|/)ggml-quants\\.c$")
+if(kept STREQUAL base_sources)
+    message(FATAL_ERROR "phiggml: ggml-base has no ggml-quants.c; the pinned tree is another one than expected")
+endif()
+set_target_properties(ggml-base PROPERTIES SOURCES "${kept}")
+target_sources(ggml-base PRIVATE ${PROJECT_SOURCE_DIR}/csrc/upstream/ggml_quants.c)
+
 # Our files stand in the place of theirs: one of csrc/upstream #includes what it replaces and exports what that keeps
 # private, those of csrc/arch define the members of the model classes that upstream declares.
 get_target_property(llama_sources llama SOURCES)

@@ -8,7 +8,7 @@
 #include "bind.h"
 #include "gguf.h"
 #include "mapped_file.h"
-#include "quant.h"
+#include "quant_type.h"
 
 namespace phiggml {
 

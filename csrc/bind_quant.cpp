@@ -1,5 +1,9 @@
 #include "bind.h"
+#include "dlpack.h"
+#include "kernel_set.h"
 #include "quant.h"
+#include "quant_product.h"
+#include "quant_type.h"
 
 namespace phiggml {
 
@@ -15,12 +19,31 @@ void require_shape(const py::array & array, std::int64_t n_rows, std::int64_t n_
     }
 }
 
-FloatRows float_rows(const py::array & array) {
-    const float * data = contiguous_data<float>(array, "x");
-    if (array.ndim() != 2) {
-        throw Error(ErrorKind::input, "x: it must have two axes, rows and columns.");
+// float16, float32, float64; uint16 holds the bits of bfloat16, which numpy has no dtype for.
+ValueKind value_kind(const py::array & array, const char * what) {
+    if (py::isinstance<py::array_t<float>>(array)) {
+        return ValueKind::float32;
     }
-    return {data, array.shape(0), array.shape(1)};
+    if (py::isinstance<py::array_t<double>>(array)) {
+        return ValueKind::float64;
+    }
+    if (py::isinstance<py::array_t<std::uint16_t>>(array)) {
+        return ValueKind::bfloat16;
+    }
+    if (array.dtype().kind() == 'f' && array.itemsize() == 2 && array.dtype().byteorder() == '=') {
+        return ValueKind::float16;
+    }
+    throw Error(ErrorKind::input, std::string(what) + ": its dtype is " + py::str(array.dtype()).cast<std::string>() +
+                                      ", not a float of this machine's byte order.");
+}
+
+ValueRows value_rows(const py::array & array) {
+    if (array.ndim() == 0) {
+        throw Error(ErrorKind::input, "x: it has no axes.");
+    }
+    return ValueRows(array.data(), value_kind(array, "x"),
+                     std::vector<std::int64_t>(array.shape(), array.shape() + array.ndim()),
+                     std::vector<std::int64_t>(array.strides(), array.strides() + array.ndim()));
 }
 
 std::int64_t row_bytes(int type, std::int64_t n_per_row) {
@@ -42,6 +65,13 @@ const float * importances(const std::optional<py::array> & imatrix, std::int64_t
     return data;
 }
 
+void * writable_numbers(py::array & array) {
+    if (!(array.flags() & py::array::c_style) || !array.writeable()) {
+        throw Error(ErrorKind::input, "out: the array must be C-contiguous and writable.");
+    }
+    return array.mutable_data();
+}
+
 template <typename Work>
 auto call(std::int64_t numbers, bool at_once, Work && work) {
     Progress progress;
@@ -53,11 +83,11 @@ auto call(std::int64_t numbers, bool at_once, Work && work) {
 
 void quantize(const py::array & x, int type, py::array & out, const std::optional<py::array> & imatrix, int threads,
               bool nonfinite_ok) {
-    const FloatRows rows = float_rows(x);
-    require_shape(out, rows.n_rows, row_bytes(type, rows.n_per_row), "out");
+    const ValueRows rows = value_rows(x);
+    require_shape(out, rows.n_rows(), row_bytes(type, rows.n_per_row()), "out");
     std::uint8_t * bytes = writable_data<std::uint8_t>(out, "out");
-    const QuantizeSettings settings{type, importances(imatrix, rows.n_per_row), threads, nonfinite_ok};
-    call(rows.n_rows * rows.n_per_row, tables_built(type),
+    const QuantizeSettings settings{type, importances(imatrix, rows.n_per_row()), threads, nonfinite_ok};
+    call(rows.n_rows() * rows.n_per_row(), !quantizing_waits(settings),
          [&](Progress & progress) { quantize_rows(rows, settings, bytes, progress); });
 }
 
@@ -66,18 +96,18 @@ void dequantize(const py::array & data, int type, std::int64_t n_per_row, py::ar
     const std::int64_t n_rows = data.ndim() > 0 ? data.shape(0) : 0;
     require_shape(data, n_rows, row_bytes(type, n_per_row), "data");
     require_shape(out, n_rows, n_per_row, "out");
-    float * numbers = writable_data<float>(out, "out");
+    const NumberRows numbers{writable_numbers(out), value_kind(out, "out"), n_rows, n_per_row};
     call(n_rows * n_per_row, true,
-         [&](Progress & progress) { dequantize_rows(type, bytes, n_rows, n_per_row, numbers, threads, progress); });
+         [&](Progress & progress) { dequantize_rows(type, bytes, numbers, threads, progress); });
 }
 
 py::dict error_sums(const py::array & x, int type, const std::optional<py::array> & imatrix, int threads) {
-    const FloatRows rows = float_rows(x);
-    row_bytes(type, rows.n_per_row);
-    const QuantizeSettings settings{type, importances(imatrix, rows.n_per_row), threads, false};
-    const QuantizationErrorSums sums = call(rows.n_rows * rows.n_per_row, tables_built(type), [&](Progress & progress) {
-        return measure_error(rows, settings, progress);
-    });
+    const ValueRows rows = value_rows(x);
+    row_bytes(type, rows.n_per_row());
+    const QuantizeSettings settings{type, importances(imatrix, rows.n_per_row()), threads, false};
+    const QuantizationErrorSums sums =
+        call(rows.n_rows() * rows.n_per_row(), !quantizing_waits(settings),
+             [&](Progress & progress) { return measure_error(rows, settings, progress); });
     py::dict result;
     result["squared_error"] = sums.squared_error;
     result["squared_value"] = sums.squared_value;
@@ -85,6 +115,71 @@ py::dict error_sums(const py::array & x, int type, const std::optional<py::array
     result["product"] = sums.product;
     result["max_abs"] = sums.max_abs;
     return result;
+}
+
+// In a product a number costs this much less than in quantizing.
+constexpr std::int64_t products_per_number = 32;
+
+void multiply(const py::array & x, const py::array & data, int type, std::int64_t n, py::array & out, int threads) {
+    const ValueRows vectors = value_rows(x);
+    const std::uint8_t * bytes = contiguous_data<std::uint8_t>(data, "data");
+    const std::int64_t n_rows = data.ndim() > 0 ? data.shape(0) : 0;
+    require_shape(data, n_rows, row_bytes(type, n), "data");
+    require_shape(out, vectors.n_rows(), n_rows, "out");
+    if (vectors.n_per_row() != n) {
+        throw Error(ErrorKind::input, "x: its last axis must have " + std::to_string(n) + " numbers.");
+    }
+    float * products = writable_data<float>(out, "out");
+    const double numbers = static_cast<double>(n) * static_cast<double>(n_rows) *
+                           static_cast<double>(vectors.n_rows()) / products_per_number;
+    call(numbers < watched_numbers ? 0 : watched_numbers, true,
+         [&](Progress & progress) { multiply_rows({type, bytes, n_rows, n}, vectors, products, threads, progress); });
+}
+
+using ManagedTensor = std::unique_ptr<dlpack::ManagedTensor, void (*)(dlpack::ManagedTensor *)>;
+
+void let_go(dlpack::ManagedTensor * managed) {
+    if (managed->deleter != nullptr) {
+        managed->deleter(managed);
+    }
+}
+
+py::dtype numpy_dtype(const dlpack::DataType & type) {
+    if (type.code == dlpack::bfloat && type.bits == 16 && type.lanes == 1) {
+        return py::dtype::of<std::uint16_t>();
+    }
+    if (type.code == dlpack::floating && type.lanes == 1 && (type.bits == 16 || type.bits == 32 || type.bits == 64)) {
+        return py::dtype("f" + std::to_string(type.bits / 8));
+    }
+    throw Error(ErrorKind::input,
+                "x: it is no tensor of float16, bfloat16, float32 or float64. Convert it first, with x.float() "
+                "in torch.");
+}
+
+// The numbers where they are, of a "dltensor" capsule, and whether they are bfloat16.
+py::tuple from_dlpack(const py::object & capsule) {
+    auto * found = static_cast<dlpack::ManagedTensor *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+    if (found == nullptr) {
+        throw py::error_already_set();
+    }
+    const dlpack::Tensor & tensor = found->tensor;
+    const py::dtype dtype = numpy_dtype(tensor.dtype);
+    std::vector<py::ssize_t> shape(tensor.shape, tensor.shape + tensor.ndim);
+    std::vector<py::ssize_t> strides(shape.size());
+    py::ssize_t together = dtype.itemsize();
+    for (std::size_t axis = shape.size(); axis-- > 0;) {
+        strides[axis] = tensor.strides != nullptr ? tensor.strides[axis] * dtype.itemsize() : together;
+        together *= shape[axis];
+    }
+    const auto * data = static_cast<const std::uint8_t *>(tensor.data) + tensor.byte_offset;
+    PyCapsule_SetName(capsule.ptr(), "used_dltensor");
+    ManagedTensor managed(found, let_go);
+    const py::capsule owner(managed.get(),
+                            [](void * pointer) { let_go(static_cast<dlpack::ManagedTensor *>(pointer)); });
+    static_cast<void>(managed.release());
+    py::array array(dtype, shape, strides, data, owner);
+    py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+    return py::make_tuple(array, tensor.dtype.code == dlpack::bfloat);
 }
 
 }  // namespace
@@ -103,6 +198,12 @@ void register_quant(py::module_ & m) {
     sub.def("quantize_rows", &quantize, py::arg("x"), py::arg("type_id"), py::arg("out"), py::arg("imatrix"),
             py::arg("threads"), py::arg("nonfinite_ok"));
     sub.def("dequantize_rows", &dequantize, py::arg("data"), py::arg("type_id"), py::arg("n"), py::arg("out"),
+            py::arg("threads"));
+    sub.def("from_dlpack", &from_dlpack, py::arg("capsule"));
+    sub.def("kernel_sets", &kernel_sets);
+    sub.def("kernel_set", &kernel_set);
+    sub.def("use_kernel_set", &use_kernel_set, py::arg("name"));
+    sub.def("multiply_rows", &multiply, py::arg("x"), py::arg("data"), py::arg("type_id"), py::arg("n"), py::arg("out"),
             py::arg("threads"));
     sub.def("error_sums", &error_sums, py::arg("x"), py::arg("type_id"), py::arg("imatrix"), py::arg("threads"));
 }

@@ -2,17 +2,18 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <future>
-#include <mutex>
-#include <thread>
+#include <string>
+#include <vector>
 
 #include "error.h"
 #include "ggml.h"
+#include "grid_tables.h"
+#include "kernel_set.h"
+#include "magnitude.h"
+#include "quant_type.h"
 #include "threads.h"
 
 namespace phiggml {
@@ -32,91 +33,15 @@ constexpr float safe_importance = 1e20F;
 // overflow the half-precision scale anyway).
 constexpr double grid_search_bound = 1e15;
 
-bool searches_grid(int type) {
-    switch (type) {
-        case GGML_TYPE_IQ1_S:
-        case GGML_TYPE_IQ1_M:
-        case GGML_TYPE_IQ2_XXS:
-        case GGML_TYPE_IQ2_XS:
-        case GGML_TYPE_IQ2_S:
-        case GGML_TYPE_IQ3_XXS:
-        case GGML_TYPE_IQ3_S: return true;
-        default: return false;
-    }
-}
-
 // These weigh each number by its whole row; the others look no further than their block.
 bool weighs_rows(int type) {
     return type == GGML_TYPE_Q4_0 || type == GGML_TYPE_Q4_1 || type == GGML_TYPE_Q5_0 || type == GGML_TYPE_Q5_1;
 }
 
-// ggml builds the lookup tables of a grid type at its first use, which takes seconds and cannot be stopped. So each
-// build has a thread of its own that outlives a caller who gives up. Every call into ggml waits for the lock that a
-// build holds, hence a call waits first for all that are under way, whatever its type.
-class TableBuilds {
-public:
-    static TableBuilds & instance() {
-        static TableBuilds builds;
-        return builds;
-    }
-
-    bool done(int type) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        return (!searches_grid(type) || builds_[static_cast<std::size_t>(type)].valid()) &&
-               std::all_of(builds_.begin(), builds_.end(), [](const Build & build) {
-                   return !build.valid() || build.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
-               });
-    }
-
-    void await(int type, const Progress & progress) {
-        begin(type);
-        while (!done(type)) {
-            if (progress.stopped()) {
-                throw Cancelled();
-            }
-            std::this_thread::sleep_for(std::chrono::milliseconds(1));
-        }
-    }
-
-private:
-    using Build = std::shared_future<void>;
-
-    void begin(int type) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        if (!searches_grid(type) || builds_[static_cast<std::size_t>(type)].valid()) {
-            return;
-        }
-        std::promise<void> promise;
-        Build build = promise.get_future().share();
-        const auto work = [type](std::promise<void> built) {
-            ggml_quantize_init(static_cast<ggml_type>(type));
-            built.set_value();
-        };
-        std::thread(work, std::move(promise)).detach();
-        builds_[static_cast<std::size_t>(type)] = std::move(build);
-    }
-
-    std::mutex mutex_;
-    std::array<Build, GGML_TYPE_COUNT> builds_;
-};
-
 std::string text(float number) {
     std::array<char, 32> buffer{};
     std::snprintf(buffer.data(), buffer.size(), "%g", static_cast<double>(number));
     return buffer.data();
-}
-
-bool quantizable(int id) {
-    // Q8_1 and Q8_K hold activations inside products; no file or function takes them as a target.
-    if (id == GGML_TYPE_Q8_1 || id == GGML_TYPE_Q8_K) {
-        return false;
-    }
-    return id == GGML_TYPE_F32 || id == GGML_TYPE_F16 || id == GGML_TYPE_BF16 ||
-           ggml_is_quantized(static_cast<ggml_type>(id));
-}
-
-bool dequantizable(int id) {
-    return id == GGML_TYPE_F32 || (quantizable(id) && ggml_get_type_traits(static_cast<ggml_type>(id))->to_float);
 }
 
 void require_type(int type, bool usable, const char * operation) {
@@ -136,24 +61,40 @@ void require_rows(int type, std::int64_t n_per_row, const char * operation) {
     }
 }
 
-// The largest magnitude, and whether every number is finite; written so that compilers vectorise it.
-struct Magnitude {
-    float greatest = 0;
-    bool finite = true;
-};
-
-Magnitude magnitude(const float * data, std::int64_t n) {
-    // The bits of a positive float order as integers do, and those of infinities and NaNs are the greatest.
-    std::uint32_t greatest = 0;
-    for (std::int64_t i = 0; i < n; ++i) {
-        std::uint32_t bits;
-        std::memcpy(&bits, data + i, sizeof bits);
-        greatest = std::max(greatest, bits & 0x7fffffffU);
+void to_float32(int type, const std::uint8_t * data, float * out, std::int64_t n) {
+    if (type == GGML_TYPE_F32) {
+        std::memcpy(out, data, static_cast<std::size_t>(n) * sizeof(float));
+        return;
     }
-    Magnitude result;
-    result.finite = greatest < 0x7f800000U;
-    std::memcpy(&result.greatest, &greatest, sizeof greatest);
-    return result;
+    const auto kernel = kernel_table().types[type].dequantize;
+    if (kernel != nullptr) {
+        kernel(data, out, n);
+    } else {
+        ggml_get_type_traits(static_cast<ggml_type>(type))->to_float(data, out, n);
+    }
+}
+
+// Rounds float32 to half precision or bfloat16, with kernels where there are some.
+void to_halves(int type, const float * x, std::uint8_t * out, std::int64_t n) {
+    const auto kernel = kernel_table().types[type].quantize;
+    if (kernel != nullptr) {
+        kernel(x, out, 1, n, nullptr);
+    } else {
+        ggml_quantize_chunk(static_cast<ggml_type>(type), x, out, 0, 1, n, nullptr);
+    }
+}
+
+// The greatest number that does not round to infinity in half precision.
+constexpr float greatest_half = 65519.0F;
+
+void check_halves(const float * numbers, const std::uint8_t * halves, std::int64_t n) {
+    for (std::int64_t i = 0; i < n; ++i) {
+        std::uint16_t half;
+        std::memcpy(&half, halves + 2 * i, sizeof half);
+        if ((half & 0x7fffU) == 0x7c00U && std::isfinite(numbers[i])) {
+            throw Error(ErrorKind::input, "dequantize: numbers are beyond float16. Ask for dtype=np.float32.");
+        }
+    }
 }
 
 // Checks the importances once, and returns the greatest of them.
@@ -169,12 +110,22 @@ float check_imatrix(const float * imatrix, std::int64_t n) {
     return greatest;
 }
 
+kernels::Quantize kernel_of(const QuantizeSettings & settings) {
+    const kernels::Kernel & kernel = kernel_table().types[settings.type];
+    return settings.imatrix != nullptr ? kernel.quantize_weighted : kernel.quantize;
+}
+
+// Whether ggml's lookup tables are asked for before anything else: a kernel with tables of its own does without.
+bool needs_tables(const QuantizeSettings & settings) {
+    return kernel_of(settings) == nullptr || !kernel_table().types[settings.type].own_tables;
+}
+
 class Quantizer {
 public:
-    Quantizer(const FloatRows & rows, const QuantizeSettings & settings, const Progress & progress)
-        : rows_(rows), settings_(settings) {
+    Quantizer(const ValueRows & rows, const QuantizeSettings & settings, const Progress & progress)
+        : rows_(rows), settings_(settings), progress_(progress) {
         require_type(settings.type, quantizable(settings.type), "quantize");
-        require_rows(settings.type, rows.n_per_row, "quantize");
+        require_rows(settings.type, rows.n_per_row(), "quantize");
         const auto type = static_cast<ggml_type>(settings.type);
         if (ggml_quantize_requires_imatrix(type) && settings.imatrix == nullptr) {
             throw Error(ErrorKind::input, "quantize: " + type_name(settings.type) +
@@ -182,11 +133,12 @@ public:
                                               "requires_imatrix is False.");
         }
         if (settings.imatrix != nullptr) {
-            greatest_importance_ = check_imatrix(settings.imatrix, rows.n_per_row);
+            greatest_importance_ = check_imatrix(settings.imatrix, rows.n_per_row());
         }
+        kernel_ = kernel_of(settings);
         share_out();
-        if (n_pieces_ > 0) {
-            TableBuilds::instance().await(settings.type, progress);
+        if (n_pieces_ > 0 && needs_tables(settings)) {
+            await_tables(settings.type, progress);
         }
     }
 
@@ -198,30 +150,31 @@ public:
     std::int64_t size(std::uint64_t index) const {
         return std::min(piece_, extent_ - static_cast<std::int64_t>(index) % pieces_per_extent_ * piece_);
     }
-    const float * values(std::uint64_t index) const { return rows_.data + begin(index); }
+    const float * values(std::uint64_t index, NumberBuffer & buffer) const {
+        return rows_.read(begin(index), size(index), buffer);
+    }
     std::size_t bytes(std::int64_t n) const {
         return static_cast<std::size_t>(n / block_size(settings_.type)) * block_bytes(settings_.type);
     }
 
-    void quantize(std::uint64_t index, std::uint8_t * out) const {
+    void quantize(std::uint64_t index, const float * values, std::uint8_t * out) const {
         const std::int64_t n = size(index);
-        const Magnitude input = magnitude(values(index), n);
-        check_input(input);
-        const std::int64_t n_per_row = settings_.imatrix != nullptr ? std::min(n, rows_.n_per_row) : n;
-        const float * imatrix =
-            settings_.imatrix != nullptr ? settings_.imatrix + begin(index) % rows_.n_per_row : nullptr;
-        ggml_quantize_chunk(static_cast<ggml_type>(settings_.type), values(index), out, 0, n / n_per_row, n_per_row,
-                            imatrix);
-        if (input.finite && (input.greatest > safe_magnitude || greatest_importance_ > safe_importance)) {
-            check_result(out, n, input.greatest);
-        }
-    }
-
-    void dequantize(const std::uint8_t * data, std::int64_t n, float * out) const {
-        if (settings_.type == GGML_TYPE_F32) {
-            std::memcpy(out, data, static_cast<std::size_t>(n) * sizeof(float));
+        const Magnitude input = magnitude(values, n);
+        check_input(index, input);
+        const bool weighted = settings_.imatrix != nullptr;
+        const std::int64_t n_per_row = weighted ? std::min(n, rows_.n_per_row()) : n;
+        const float * imatrix = weighted ? settings_.imatrix + begin(index) % rows_.n_per_row() : nullptr;
+        const bool safe =
+            input.finite && input.greatest <= safe_magnitude && (!weighted || greatest_importance_ <= safe_importance);
+        if (safe && kernel_ != nullptr) {
+            kernel_(values, out, n / n_per_row, n_per_row, imatrix);
         } else {
-            ggml_get_type_traits(static_cast<ggml_type>(settings_.type))->to_float(data, out, n);
+            await_tables(settings_.type, progress_);
+            ggml_quantize_chunk(static_cast<ggml_type>(settings_.type), values, out, 0, n / n_per_row, n_per_row,
+                                imatrix);
+        }
+        if (input.finite && !safe) {
+            check_result(out, n, input.greatest);
         }
     }
 
@@ -229,21 +182,24 @@ private:
     // Cuts the array into pieces of whole blocks. Importances repeat with each row, so pieces are then whole rows or,
     // of a long one, parts; without them a piece may span rows in any way.
     void share_out() {
-        const std::int64_t n = rows_.n_rows * rows_.n_per_row;
+        const std::int64_t n = rows_.n_rows() * rows_.n_per_row();
         if (n == 0) {
             return;
         }
         const bool weighted = settings_.imatrix != nullptr;
-        const bool in_parts = rows_.n_per_row > piece_numbers && !weighs_rows(settings_.type);
-        const std::int64_t unit = weighted && !in_parts ? rows_.n_per_row : block_size(settings_.type);
+        const bool in_parts = rows_.n_per_row() > piece_numbers && !weighs_rows(settings_.type);
+        const std::int64_t unit = weighted && !in_parts ? rows_.n_per_row() : block_size(settings_.type);
         piece_ = std::max<std::int64_t>(1, piece_numbers / unit) * unit;
-        extent_ = weighted && in_parts ? rows_.n_per_row : n;
+        extent_ = weighted && in_parts ? rows_.n_per_row() : n;
         pieces_per_extent_ = (extent_ + piece_ - 1) / piece_;
         n_pieces_ = static_cast<std::uint64_t>(n / extent_ * pieces_per_extent_);
     }
 
-    void check_input(const Magnitude & input) const {
+    void check_input(std::uint64_t index, const Magnitude & input) const {
         const bool grid = searches_grid(settings_.type);
+        if (!input.finite && rows_.overflows(begin(index), size(index))) {
+            throw Error(ErrorKind::input, "quantize: x holds values beyond float32. Scale it down.");
+        }
         if (!input.finite && (!settings_.allow_nonfinite || grid)) {
             throw Error(
                 ErrorKind::input,
@@ -260,9 +216,9 @@ private:
     }
 
     void check_result(const std::uint8_t * data, std::int64_t n, float greatest) const {
-        std::vector<float> result(static_cast<std::size_t>(n));
-        dequantize(data, n, result.data());
-        if (!magnitude(result.data(), n).finite) {
+        NumberBuffer result;
+        to_float32(settings_.type, data, result.at_least(n), n);
+        if (!magnitude(result.at_least(n), n).finite) {
             throw Error(ErrorKind::input, "quantize: " + limits(greatest) + " overflow the range of " +
                                               type_name(settings_.type) + ". Scale them down, or choose BF16 or F32.");
         }
@@ -273,8 +229,10 @@ private:
         return settings_.imatrix == nullptr ? values : values + " with importances up to " + text(greatest_importance_);
     }
 
-    FloatRows rows_;
+    const ValueRows & rows_;
     QuantizeSettings settings_;
+    const Progress & progress_;
+    kernels::Quantize kernel_ = nullptr;
     float greatest_importance_ = 1;
     std::int64_t piece_ = 0;
     std::int64_t extent_ = 0;  // what pieces do not reach across: a row, or the whole array
@@ -282,90 +240,81 @@ private:
     std::uint64_t n_pieces_ = 0;
 };
 
+// Rounds numbers to another kind. Throws Error::input where one is beyond it.
+void convert(ValueKind kind, const float * numbers, void * out, std::int64_t n) {
+    if (kind == ValueKind::float64) {
+        std::copy(numbers, numbers + n, static_cast<double *>(out));
+        return;
+    }
+    const int type = kind == ValueKind::float16 ? GGML_TYPE_F16 : GGML_TYPE_BF16;
+    auto * halves = static_cast<std::uint8_t *>(out);
+    to_halves(type, numbers, halves, n);
+    if (magnitude(numbers, n).greatest > greatest_half && kind == ValueKind::float16) {
+        check_halves(numbers, halves, n);
+    }
+}
+
+QuantizationErrorSums error_sums(const float * values, const float * results, std::int64_t n) {
+    QuantizationErrorSums sums;
+    for (std::int64_t i = 0; i < n; ++i) {
+        const double value = values[i];
+        const double result = results[i];
+        const double difference = value - result;
+        sums.squared_error += difference * difference;
+        sums.squared_value += value * value;
+        sums.squared_result += result * result;
+        sums.product += value * result;
+        sums.max_abs = std::max(sums.max_abs, std::abs(difference));
+    }
+    return sums;
+}
+
 }  // namespace
 
-bool type_exists(int id) {
-    return id >= 0 && id < GGML_TYPE_COUNT && ggml_blck_size(static_cast<ggml_type>(id)) > 0;
+bool quantizing_waits(const QuantizeSettings & settings) {
+    return type_exists(settings.type) && needs_tables(settings) && !tables_built(settings.type);
 }
 
-std::string type_name(int id) {
-    std::string name = ggml_type_name(static_cast<ggml_type>(id));
-    std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return std::toupper(c); });
-    return name;
-}
-
-std::int64_t block_size(int id) {
-    return ggml_blck_size(static_cast<ggml_type>(id));
-}
-
-std::size_t block_bytes(int id) {
-    return ggml_type_size(static_cast<ggml_type>(id));
-}
-
-std::vector<QuantTypeInfo> all_types() {
-    std::vector<QuantTypeInfo> types;
-    for (int id = 0; id < GGML_TYPE_COUNT; ++id) {
-        if (type_exists(id)) {
-            types.push_back({id, type_name(id), block_size(id), block_bytes(id),
-                             ggml_quantize_requires_imatrix(static_cast<ggml_type>(id)), quantizable(id),
-                             dequantizable(id)});
-        }
-    }
-    return types;
-}
-
-bool tables_built(int type) {
-    return TableBuilds::instance().done(type);
-}
-
-void quantize_rows(const FloatRows & rows, const QuantizeSettings & settings, std::uint8_t * out, Progress & progress) {
+void quantize_rows(const ValueRows & rows, const QuantizeSettings & settings, std::uint8_t * out, Progress & progress) {
     const Quantizer quantizer(rows, settings, progress);
     share_pieces(quantizer.n_pieces(), settings.threads, progress, [&](std::uint64_t index) {
-        quantizer.quantize(index, out + quantizer.bytes(quantizer.begin(index)));
+        NumberBuffer buffer;
+        quantizer.quantize(index, quantizer.values(index, buffer), out + quantizer.bytes(quantizer.begin(index)));
     });
 }
 
-void dequantize_rows(int type, const std::uint8_t * data, std::int64_t n_rows, std::int64_t n_per_row, float * out,
-                     int threads, Progress & progress) {
+void dequantize_rows(int type, const std::uint8_t * data, const NumberRows & out, int threads, Progress & progress) {
     require_type(type, type_exists(type) && dequantizable(type), "dequantize");
-    require_rows(type, n_per_row, "dequantize");
-    const std::int64_t n = n_rows * n_per_row;
+    require_rows(type, out.n_per_row, "dequantize");
+    const std::int64_t n = out.n_rows * out.n_per_row;
     const std::int64_t piece = piece_numbers / block_size(type) * block_size(type);
-    const std::size_t row_piece_bytes = static_cast<std::size_t>(piece / block_size(type)) * block_bytes(type);
-    const auto to_float = ggml_get_type_traits(static_cast<ggml_type>(type))->to_float;
+    const std::size_t piece_bytes = static_cast<std::size_t>(piece / block_size(type)) * block_bytes(type);
+    auto * numbers = static_cast<std::uint8_t *>(out.data);
     share_pieces(static_cast<std::uint64_t>((n + piece - 1) / piece), threads, progress, [&](std::uint64_t index) {
         const std::int64_t begin = static_cast<std::int64_t>(index) * piece;
         const std::int64_t size = std::min(piece, n - begin);
-        const std::uint8_t * source = data + index * row_piece_bytes;
-        if (type == GGML_TYPE_F32) {
-            std::memcpy(out + begin, source, static_cast<std::size_t>(size) * sizeof(float));
-        } else {
-            to_float(source, out + begin, size);
+        std::uint8_t * to = numbers + static_cast<std::size_t>(begin) * value_bytes(out.kind);
+        if (out.kind == ValueKind::float32) {
+            to_float32(type, data + index * piece_bytes, reinterpret_cast<float *>(to), size);
+            return;
         }
+        NumberBuffer buffer;
+        to_float32(type, data + index * piece_bytes, buffer.at_least(size), size);
+        convert(out.kind, buffer.at_least(size), to, size);
     });
 }
 
-QuantizationErrorSums measure_error(const FloatRows & rows, const QuantizeSettings & settings, Progress & progress) {
+QuantizationErrorSums measure_error(const ValueRows & rows, const QuantizeSettings & settings, Progress & progress) {
     const Quantizer quantizer(rows, settings, progress);
     std::vector<QuantizationErrorSums> sums(quantizer.n_pieces());
     share_pieces(quantizer.n_pieces(), settings.threads, progress, [&](std::uint64_t index) {
         const std::int64_t n = quantizer.size(index);
+        NumberBuffer buffer, result;
         std::vector<std::uint8_t> bytes(quantizer.bytes(n));
-        std::vector<float> result(static_cast<std::size_t>(n));
-        quantizer.quantize(index, bytes.data());
-        quantizer.dequantize(bytes.data(), n, result.data());
-        QuantizationErrorSums & sum = sums[index];
-        const float * values = quantizer.values(index);
-        for (std::int64_t i = 0; i < n; ++i) {
-            const double value = values[i];
-            const double difference = value - result[static_cast<std::size_t>(i)];
-            sum.squared_error += difference * difference;
-            sum.squared_value += value * value;
-            sum.squared_result +=
-                static_cast<double>(result[static_cast<std::size_t>(i)]) * result[static_cast<std::size_t>(i)];
-            sum.product += value * result[static_cast<std::size_t>(i)];
-            sum.max_abs = std::max(sum.max_abs, std::abs(difference));
-        }
+        const float * values = quantizer.values(index, buffer);
+        quantizer.quantize(index, values, bytes.data());
+        to_float32(settings.type, bytes.data(), result.at_least(n), n);
+        sums[index] = error_sums(values, result.at_least(n), n);
     });
     // Summed in order, so that the figures do not depend on the number of threads.
     QuantizationErrorSums total;

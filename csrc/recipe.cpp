@@ -8,7 +8,7 @@
 #include "error.h"
 #include "ggml.h"
 #include "llama.h"
-#include "quant.h"
+#include "quant_type.h"
 
 namespace phiggml {
 

@@ -9,7 +9,7 @@
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 #include "llama.h"
-#include "quant.h"
+#include "quant_type.h"
 #include "runtime.h"
 #include "shutdown.h"
 #include "threads.h"

@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "thread_pool.h"
+
 namespace phiggml {
 
 namespace {
@@ -51,18 +53,8 @@ void share_pieces(std::uint64_t n_pieces, int n_threads, const Progress & progre
             next = n_pieces;
         }
     };
-    const std::uint64_t n_extra = std::min<std::uint64_t>(static_cast<std::uint64_t>(std::max(n_threads, 1)), n_pieces);
-    std::vector<std::thread> threads;
-    try {
-        for (std::uint64_t i = 1; i < n_extra; ++i) {
-            threads.emplace_back(work);
-        }
-    } catch (const std::exception &) {  // the system has no more threads: those that started do the work
-    }
-    work();
-    for (std::thread & thread : threads) {
-        thread.join();
-    }
+    const auto n_workers = std::min<std::uint64_t>(static_cast<std::uint64_t>(std::max(n_threads, 1)), n_pieces);
+    work_together(static_cast<int>(n_workers) - 1, work);
     if (failure) {
         std::rethrow_exception(failure);
     }

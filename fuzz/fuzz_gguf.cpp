@@ -14,7 +14,7 @@
 #include "error.h"
 #include "gguf.h"
 #include "gguf_text.h"
-#include "quant.h"
+#include "quant_type.h"
 
 namespace {
 

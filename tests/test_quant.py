@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import ctypes
-import math
 import pickle
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import gguf
@@ -17,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 import phiggml as pg
-from phiggml.runtime import library_folder
+from ggml_functions import ggml, ggml_quantize
 
 TYPES = [str(type) for type in pg.quant_types()]
 PIECE = 1 << 16
@@ -45,33 +42,6 @@ def importances(n: int, seed: int = 2) -> npt.NDArray[np.float32]:
 
 def required_importances(type: str, n: int) -> npt.NDArray[np.float32] | None:
     return importances(n) if pg.QuantType(type).requires_imatrix else None
-
-
-@cache
-def ggml() -> ctypes.CDLL:
-    """The ggml library that the package was built with, called past our code."""
-    library = ctypes.CDLL(str(library_folder() / "libphiggml-ggml-base.so"))
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    pointer, i64 = ctypes.c_void_p, ctypes.c_int64
-    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, i64, i64, i64, pointer]
-    library.ggml_row_size.restype = ctypes.c_size_t
-    library.ggml_row_size.argtypes = [ctypes.c_int, i64]
-    return library
-
-
-def ggml_quantize(
-    x: npt.NDArray[np.float32], type_id: int, imatrix: npt.NDArray[np.float32] | None
-) -> npt.NDArray[np.uint8]:
-    assert x.flags.c_contiguous and x.dtype == np.float32
-    n_rows, n = math.prod(x.shape[:-1]), x.shape[-1]
-    out = np.zeros((*x.shape[:-1], ggml().ggml_row_size(type_id, n)), np.uint8)
-    ggml().ggml_quantize_init(type_id)
-    weights = None if imatrix is None else imatrix.ctypes.data
-    written = ggml().ggml_quantize_chunk(
-        type_id, x.ctypes.data, out.ctypes.data, 0, n_rows, n, weights
-    )
-    assert written == out.nbytes
-    return out
 
 
 def q1_0(blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -27,10 +27,12 @@ from phiggml.runtime import Device, devices
 if TYPE_CHECKING:
     from phiggml.chat import render_chat
     from phiggml.chat_tools import ToolCall
+    from phiggml.comparison import TypeComparison, compare_types
     from phiggml.completion import Chunk, Completion, Timings
     from phiggml.conversion import ConversionReport, convert
     from phiggml.conversion.export import ExportReport, export_checkpoint
     from phiggml.conversion.lora import LoraReport, convert_lora
+    from phiggml.embedding import get_cmake_dir, get_include, get_library_dir
     from phiggml.gguf import GGUFFile, GGUFTensor, GGUFWriter
     from phiggml.gguf_diff import GGUFDiff, diff_gguf
     from phiggml.gguf_edit import GGUFEdit, edit_gguf
@@ -71,12 +73,17 @@ _HOMES = {
     "Session": "session",
     "Timings": "completion",
     "ToolCall": "chat_tools",
+    "TypeComparison": "comparison",
+    "compare_types": "comparison",
     "convert": "conversion",
     "convert_lora": "conversion.lora",
     "diff_gguf": "gguf_diff",
     "edit_gguf": "gguf_edit",
     "export_checkpoint": "conversion.export",
     "extract_tensor": "gguf_extract",
+    "get_cmake_dir": "embedding",
+    "get_include": "embedding",
+    "get_library_dir": "embedding",
     "hash_gguf": "gguf_hash",
     "merge_gguf": "gguf_split",
     "model_types": "recipe",
@@ -117,7 +124,9 @@ __all__ = [
     "SessionError",
     "Timings",
     "ToolCall",
+    "TypeComparison",
     "UnsupportedError",
+    "compare_types",
     "convert",
     "convert_lora",
     "dequantize",
@@ -126,6 +135,9 @@ __all__ = [
     "edit_gguf",
     "export_checkpoint",
     "extract_tensor",
+    "get_cmake_dir",
+    "get_include",
+    "get_library_dir",
     "hash_gguf",
     "merge_gguf",
     "model_types",

@@ -31,6 +31,7 @@ from typing import NoReturn
 
 import phiggml as pg
 from phiggml.cli_chat import add_chat
+from phiggml.cli_compare import add_compare
 from phiggml.cli_convert import add_convert, add_quantize
 from phiggml.cli_convert_lora import add_convert_lora
 from phiggml.cli_demo import add_demo
@@ -61,6 +62,7 @@ _VERBS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...] =
     ("run", add_run, "answer a prompt"),
     ("chat", add_chat, "talk with a model"),
     ("inspect", add_inspect, "show what a GGUF file holds"),
+    ("compare", add_compare, "measure what each quant type does to a tensor or a file"),
     ("gguf", add_gguf, "edit, compare, check, split, merge and export GGUF files"),
     ("devices", add_devices, "list what can compute here"),
     ("doctor", add_doctor, "check this installation, and say what to do"),

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import io
 import math
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 import phiggml as pg
-from phiggml.atomic_file import AtomicFile, require_writable_name
+from phiggml.atomic_file import require_writable_name
+from phiggml.cli_picture import new_figure, write_figure
 from phiggml.gguf_piece import blocks_in_pieces, numbers
 
 __all__ = ["Histogram", "TensorFigures", "bars", "histogram", "tensor_figures", "write_picture"]
@@ -208,30 +206,22 @@ def write_picture(found: Histogram, path: Path, title: str, *, log: bool, overwr
         FileExistsError: the file exists and overwrite is False.
     """
     require_writable_name(path, overwrite=overwrite)
-    try:
-        figure_class = importlib.import_module("matplotlib.figure").Figure
-    except ImportError as error:
+    figure = new_figure(8, 4.5, layout="constrained")
+    if figure is None:
         raise pg.UnsupportedError(
             "inspect: pictures are drawn by matplotlib, which is not installed. "
             "Install it: pip install matplotlib. Without -o, bars are drawn as text."
-        ) from error
-    try:
-        with warnings.catch_warnings():
-            # Of letters in a stranger's name that no font has, and of numbers near infinity.
-            warnings.simplefilter("ignore")
-            figure = figure_class(figsize=(8, 4.5), layout="constrained")
-            picture = _drawn(figure, found, title, log=log, format=path.suffix[1:] or "png")
-    except (ValueError, OverflowError) as error:
-        raise pg.InputError(f"inspect: {path}: {error}.") from error
-    file = AtomicFile(path.parent)
-    try:
-        file.write(picture)
-        file.publish(path, overwrite=overwrite)
-    finally:
-        file.discard()
+        )
+    write_figure(
+        figure,
+        lambda: _draw(figure, found, title, log=log),
+        path,
+        operation="inspect",
+        overwrite=overwrite,
+    )
 
 
-def _drawn(figure: Any, found: Histogram, title: str, *, log: bool, format: str) -> bytes:
+def _draw(figure: Any, found: Histogram, title: str, *, log: bool) -> None:
     axes = figure.add_subplot()
     axes.stairs(found.counts, found.edges, fill=True, color="#4477aa")
     axes.set_yscale("symlog" if log else "linear")
@@ -240,6 +230,3 @@ def _drawn(figure: Any, found: Histogram, title: str, *, log: bool, format: str)
     axes.set_xlabel(f"value ({found.outside()})")
     axes.set_ylabel(f"numbers per bin of {found.edges[1] - found.edges[0]:.3g}")
     axes.set_title(title, parse_math=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format=format, dpi=150)
-    return picture.getvalue()

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,7 +21,7 @@ class QuantTypeInfo:
 
 def all_types() -> list[QuantTypeInfo]: ...
 def quantize_rows(
-    x: npt.NDArray[np.float32],
+    x: npt.NDArray[Any],
     type_id: int,
     out: npt.NDArray[np.uint8],
     imatrix: npt.NDArray[np.float32] | None,
@@ -30,12 +32,24 @@ def dequantize_rows(
     data: npt.NDArray[np.uint8],
     type_id: int,
     n: int,
+    out: npt.NDArray[Any],
+    threads: int,
+) -> None: ...
+def multiply_rows(
+    x: npt.NDArray[Any],
+    data: npt.NDArray[np.uint8],
+    type_id: int,
+    n: int,
     out: npt.NDArray[np.float32],
     threads: int,
 ) -> None: ...
 def error_sums(
-    x: npt.NDArray[np.float32],
+    x: npt.NDArray[Any],
     type_id: int,
     imatrix: npt.NDArray[np.float32] | None,
     threads: int,
 ) -> dict[str, float]: ...
+def from_dlpack(capsule: object) -> tuple[npt.NDArray[Any], bool]: ...
+def kernel_sets() -> list[str]: ...
+def kernel_set() -> str: ...
+def use_kernel_set(name: str) -> None: ...

@@ -1,0 +1,259 @@
+"""Speed of array quantization for every type, beside ggml's own functions, gguf-py and memcpy.
+
+ggml is `ggml_quantize_chunk` and the type's `to_float`, called by ctypes in the library that the
+package was built with, on one thread. Runs are paired and interleaved; a ratio is the median over
+the pairs of ggml's seconds over ours, so that a machine that others use too disturbs both alike.
+Every result is compared with ggml's, byte for byte, in every round. Rows are N(0, 0.02), float32.
+
+    python benchmarks/bench_arrays.py [--types Q4_K IQ2_XS] [--kernels avx2] [--budget 1.0]
+        [--size 4194304] [--write docs/arrays.md]
+
+--write puts the tables into a page with marker lines, and the chart beside it (.png; matplotlib).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+import phiggml as pg
+from machine import describe
+from page import write_between
+from phiggml import _core
+
+# ggml's functions are called as the tests call them.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
+from ggml_functions import ggml
+
+COLUMNS = 4096
+Array = npt.NDArray[Any]
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """M elements/s on one thread of ggml and of ours, of ours on all, of gguf-py; and ratios."""
+
+    ggml: float
+    ours: float
+    ratio: float
+    all: float
+    threads: float
+    gguf: float | None
+
+    def __str__(self) -> str:
+        gguf_py = "-" if self.gguf is None else figure(self.gguf)
+        cells = (figure(self.ggml), figure(self.ours), f"{self.ratio:.2f}", figure(self.all))
+        return " | ".join((*cells, f"{self.threads:.2f}", gguf_py))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one type: `work` is quantize, quantize with imatrix, or dequantize."""
+
+    type: str
+    work: str
+    speed: Speed
+
+    def __str__(self) -> str:
+        return f"| {self.type} | {self.work} | {self.speed} |"
+
+
+def figure(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:.1f}"
+
+
+def seconds(work: Work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def paired(
+    theirs: Work, ours: Callable[[int | None], Work], check: Callable[[], None], *, budget: float
+) -> tuple[float, float, float, float]:
+    """Seconds of ggml and of ours on one thread, and the ratios ggml/one and one/all."""
+    one, all = ours(1), ours(None)
+    for work in (theirs, one, all):
+        work()
+    start, rounds = time.perf_counter(), []
+    while len(rounds) < 5 or time.perf_counter() < start + budget:
+        rounds.append((seconds(theirs), seconds(one), seconds(all)))
+        check()
+    return (
+        statistics.median(r[0] for r in rounds),
+        statistics.median(r[1] for r in rounds),
+        statistics.median(r[0] / r[1] for r in rounds),
+        statistics.median(r[1] / r[2] for r in rounds),
+    )
+
+
+def speed_of(
+    theirs: Work,
+    ours: Callable[[int | None], Work],
+    check: Callable[[], None],
+    *,
+    numbers: int,
+    budget: float,
+    gguf_py: Work | None,
+) -> Speed:
+    their, one, ratio, threads = paired(theirs, ours, check, budget=budget)
+    return Speed(
+        ggml=numbers / their / 1e6,
+        ours=numbers / one / 1e6,
+        ratio=ratio,
+        all=numbers / one * threads / 1e6,
+        threads=threads,
+        gguf=None if gguf_py is None else numbers / seconds(gguf_py) / 1e6,
+    )
+
+
+def gguf_work(function: Any, data: Array, type: pg.QuantType) -> Work | None:
+    """The gguf package's function on an eighth of the rows, or None where it has none."""
+    gguf_type = gguf.GGMLQuantizationType(type.id)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            function(data[:1], gguf_type)
+    except (NotImplementedError, KeyError):
+        return None
+    return lambda: function(data, gguf_type)
+
+
+def measure_quantize(
+    x: Array, type: pg.QuantType, imatrix: Array | None, *, budget: float
+) -> Speed:
+    truth, found = (np.empty((len(x), type.row_bytes(COLUMNS)), np.uint8) for _ in range(2))
+    weights = None if imatrix is None else imatrix.ctypes.data
+
+    def theirs() -> None:
+        ggml().ggml_quantize_chunk(
+            type.id, x.ctypes.data, truth.ctypes.data, 0, len(x), COLUMNS, weights
+        )
+
+    def ours(threads: int | None) -> Work:
+        return lambda: pg.quantize(x, type, imatrix=imatrix, threads=threads, out=found)
+
+    def check() -> None:
+        assert np.array_equal(found, truth), f"{type}: the bytes are not ggml's"
+
+    gguf_py = gguf_work(gguf.quants.quantize, x, type) if imatrix is None else None
+    return speed_of(theirs, ours, check, numbers=x.size, budget=budget, gguf_py=gguf_py)
+
+
+def measure_dequantize(data: Array, type: pg.QuantType, *, budget: float) -> Speed:
+    truth, found = (np.empty((len(data), COLUMNS), np.float32) for _ in range(2))
+    traits = ggml().ggml_get_type_traits(type.id).contents
+    # A wrong layout of the structure would show here.
+    assert (traits.block_size, traits.block_bytes) == (type.block_size, type.block_bytes)
+
+    def theirs() -> None:
+        traits.to_float(data.ctypes.data, truth.ctypes.data, truth.size)
+
+    def ours(threads: int | None) -> Work:
+        return lambda: pg.dequantize(data, type, threads=threads, out=found)
+
+    def check() -> None:
+        assert np.array_equal(found, truth), f"{type}: the numbers are not ggml's"
+
+    gguf_py = gguf_work(gguf.quants.dequantize, data, type)
+    return speed_of(theirs, ours, check, numbers=truth.size, budget=budget, gguf_py=gguf_py)
+
+
+def measure(type: pg.QuantType, size: int, budget: float) -> list[Row]:
+    # The slowest do a few million numbers a second: fewer rows, but enough for all threads.
+    size = size // 16 if type.startswith("IQ") else size
+    random = np.random.default_rng(0)
+    x = random.normal(0, 0.02, (max(32, size // COLUMNS), COLUMNS)).astype(np.float32)
+    imatrix = np.square(random.normal(0, 1, COLUMNS)).astype(np.float32)
+    rows = []
+    if not type.requires_imatrix:
+        rows.append(Row(type, "quantize", measure_quantize(x, type, None, budget=budget)))
+    rows.append(Row(type, "with imatrix", measure_quantize(x, type, imatrix, budget=budget)))
+    data = pg.quantize(x, type, imatrix=imatrix).data
+    if len(data) * COLUMNS < size:
+        data = np.ascontiguousarray(np.resize(data, (size // COLUMNS, data.shape[1])))
+    rows.append(Row(type, "dequantize", measure_dequantize(data, type, budget=budget)))
+    return rows
+
+
+def memcpy_speed(size: int) -> float:
+    """GB/s, read plus write."""
+    source, target = np.ones(size, np.float32), np.empty(size, np.float32)
+    times = [seconds(lambda: np.copyto(target, source)) for _ in range(9)]
+    return 2 * source.nbytes / statistics.median(times) / 1e9
+
+
+def head(size: int) -> str:
+    cores = len(os.sched_getaffinity(0))
+    return (
+        f"{datetime.date.today():%Y-%m-%d}, kernels for {_core.quant.kernel_set()}.\n{describe()}\n"
+        f"memcpy: {memcpy_speed(size):.1f} GB/s, read plus write. M elements/s:\n\n"
+        f"| type | work | ggml | phiggml | ratio | {cores} threads | of one | gguf-py |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    )
+
+
+def chart(rows: list[Row], path: Path) -> None:
+    """Bars of the ratios, grouped by type."""
+    from matplotlib.figure import Figure
+
+    types = list(dict.fromkeys(row.type for row in rows))
+    works = ("quantize", "with imatrix", "dequantize")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for i, work in enumerate(works):
+        found = {row.type: row.speed.ratio for row in rows if row.work == work}
+        places = [types.index(type) + (i - 1) * 0.27 for type in found]
+        axes.bar(places, list(found.values()), 0.26, label=work)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    axes.set_xticks(range(len(types)), types, rotation=60, ha="right", fontsize=8)
+    axes.set_ylabel("times as fast as ggml, one thread")
+    axes.set_xlim(-0.6, len(types) - 0.4)
+    axes.grid(axis="y", linewidth=0.4)
+    axes.legend(ncols=3, frameon=False, loc="upper left")
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    types = [str(type) for type in pg.quant_types() if type != "F32"]
+    parser.add_argument("--types", nargs="+", default=types)
+    parser.add_argument("--size", type=int, default=1 << 22, help="numbers (IQ types: a 16th)")
+    parser.add_argument("--budget", type=float, default=0.5, help="seconds for each comparison")
+    parser.add_argument("--kernels", choices=_core.quant.kernel_sets())
+    parser.add_argument("--write", type=Path, help="a page with the two marker lines")
+    arguments = parser.parse_args()
+    if arguments.kernels:
+        _core.quant.use_kernel_set(arguments.kernels)
+    text = [head(arguments.size)]
+    print(text[0])
+    rows = []
+    for name in arguments.types:
+        for row in measure(pg.QuantType(name), arguments.size, arguments.budget):
+            rows.append(row)
+            text.append(str(row))
+            print(row, flush=True)
+    if arguments.write is not None:
+        write_between(arguments.write, Path(__file__).name, "\n".join(text))
+        chart(rows, arguments.write.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

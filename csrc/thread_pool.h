@@ -1,0 +1,12 @@
+// Threads that live as long as the process and lend a hand to whoever has work.
+#pragma once
+
+#include <functional>
+
+namespace phiggml {
+
+// Calls work() on this thread, and on up to n_extra others that are idle or can be started, at the same time; returns
+// once all that began have ended. Any number of threads may call it at once. work() must not throw.
+void work_together(int n_extra, const std::function<void()> & work);
+
+}  // namespace phiggml
