@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import os
 import statistics
 import sys
@@ -40,6 +41,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from ggml_functions import ggml
 
 COLUMNS = 4096
+COLOURS = {"quantize": "#4477aa", "with imatrix": "#aa3377", "dequantize": "#ddaa33"}
 Array = npt.NDArray[Any]
 Work = Callable[[], object]
 
@@ -92,8 +94,11 @@ def paired(
         work()
     start, rounds = time.perf_counter(), []
     while len(rounds) < 5 or time.perf_counter() < start + budget:
-        rounds.append((seconds(theirs), seconds(one), seconds(all)))
-        check()
+        times = [seconds(theirs)]
+        for work in (one, all):
+            times.append(seconds(work))
+            check()
+        rounds.append(times)
     return (
         statistics.median(r[0] for r in rounds),
         statistics.median(r[1] for r in rounds),
@@ -123,15 +128,18 @@ def speed_of(
 
 
 def gguf_work(function: Any, data: Array, type: pg.QuantType) -> Work | None:
-    """The gguf package's function on an eighth of the rows, or None where it has none."""
-    gguf_type = gguf.GGMLQuantizationType(type.id)
-    try:
+    """The gguf package's function, or None where it has none; an older one lacks some types."""
+
+    def work(rows: Array = data) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            function(data[:1], gguf_type)
-    except (NotImplementedError, KeyError):
+            function(rows, gguf.GGMLQuantizationType(type.id))
+
+    try:
+        work(data[:1])
+    except (NotImplementedError, ValueError, KeyError):
         return None
-    return lambda: function(data, gguf_type)
+    return work
 
 
 def measure_quantize(
@@ -200,34 +208,42 @@ def memcpy_speed(size: int) -> float:
 
 def head(size: int) -> str:
     cores = len(os.sched_getaffinity(0))
+    machine = describe().replace("\n", ".\n")
     return (
-        f"{datetime.date.today():%Y-%m-%d}, kernels for {_core.quant.kernel_set()}.\n{describe()}\n"
+        f"{datetime.date.today():%Y-%m-%d}, kernels for {_core.quant.kernel_set()}.\n{machine}.\n"
         f"memcpy: {memcpy_speed(size):.1f} GB/s, read plus write. M elements/s:\n\n"
-        f"| type | work | ggml | phiggml | ratio | {cores} threads | of one | gguf-py |\n"
+        f"| type | work | ggml | phiggml | ratio | {cores} threads | gain | gguf-py |\n"
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     )
 
 
 def chart(rows: list[Row], path: Path) -> None:
-    """Bars of the ratios, grouped by type."""
+    """Bars of the ratios, up or down from ggml's own speed, grouped by type."""
     from matplotlib.figure import Figure
 
     types = list(dict.fromkeys(row.type for row in rows))
-    works = ("quantize", "with imatrix", "dequantize")
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(max(5, 2 + 0.3 * len(types)), 4.8), layout="constrained")
     axes = figure.subplots()
-    for i, work in enumerate(works):
+    for place in range(0, len(types), 2):
+        axes.axvspan(place - 0.5, place + 0.5, color="#f0f0f0", zorder=0)
+    for i, (work, colour) in enumerate(COLOURS.items()):
         found = {row.type: row.speed.ratio for row in rows if row.work == work}
-        places = [types.index(type) + (i - 1) * 0.27 for type in found]
-        axes.bar(places, list(found.values()), 0.26, label=work)
-    axes.axhline(1, color="black", linewidth=0.8)
+        places = [types.index(type) + (i - 1) * 0.28 for type in found]
+        heights = [ratio - 1 for ratio in found.values()]
+        axes.bar(places, heights, 0.26, bottom=1, label=work, color=colour, zorder=2)
+    axes.axhline(1, color="black", linewidth=0.8, zorder=3)
     axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-    axes.set_xticks(range(len(types)), types, rotation=60, ha="right", fontsize=8)
+    orders = [math.log2(row.speed.ratio) for row in rows]
+    powers = range(math.floor(min(*orders, 0)), math.ceil(max(*orders, 1)) + 1)
+    ticks = [2.0**power for power in powers]
+    axes.set_yticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.set_ylim(ticks[0], ticks[-1])
+    axes.minorticks_off()
+    axes.set_xticks(range(len(types)), types, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.5, len(types) - 0.5)
     axes.set_ylabel("times as fast as ggml, one thread")
-    axes.set_xlim(-0.6, len(types) - 0.4)
-    axes.grid(axis="y", linewidth=0.4)
-    axes.legend(ncols=3, frameon=False, loc="upper left")
+    axes.grid(axis="y", linewidth=0.4, zorder=1)
+    figure.legend(ncols=3, frameon=False, loc="outside upper center")
     figure.savefig(path, dpi=130)
 
 

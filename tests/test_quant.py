@@ -204,6 +204,7 @@ LAYOUTS: dict[str, Callable[[npt.NDArray[np.float32]], Any]] = {
     "float64": lambda x: x.astype(np.float64),
     "longdouble": lambda x: x.astype(np.longdouble),
     "bfloat16": lambda x: x.astype(ml_dtypes.bfloat16),
+    "big-endian bfloat16": lambda x: x.astype(np.dtype(ml_dtypes.bfloat16).newbyteorder(">")),
     "big-endian float32": lambda x: x.astype(">f4"),
     "big-endian float64": lambda x: x.astype(">f8"),
     "big-endian float16": lambda x: x.astype(">f2"),
@@ -294,6 +295,16 @@ def test_quantized_array_keeps_but_does_not_freeze() -> None:
     data = np.zeros((2, 34), np.uint8)
     q = pg.QuantizedArray(data, "q8_0")
     assert np.shares_memory(q.data, data) and data.flags.writeable and q.type == "Q8_0"
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_blocks_of_a_matrix_are_an_array() -> None:
+    """numpy.matrix keeps two axes whatever is asked of it."""
+    x = normal(2, 256)
+    out = np.matrix(np.zeros((2, 144), np.uint8))
+    for q in (pg.quantize(x, "Q4_K", out=out), pg.QuantizedArray(out, "Q4_K")):
+        assert type(q.data) is np.ndarray and np.shares_memory(q.data, out)
+        assert q[0].shape == (256,) and q == pg.quantize(np.matrix(x), "Q4_K")
 
 
 def test_equality_and_copies() -> None:
