@@ -3,10 +3,11 @@
 ggml is `ggml_quantize_chunk` and the type's `to_float`, called by ctypes in the library that the
 package was built with, on one thread. Runs are paired and interleaved; a ratio is the median over
 the pairs of ggml's seconds over ours, so that a machine that others use too disturbs both alike.
-Every result is compared with ggml's, byte for byte, in every round. Rows are N(0, 0.02), float32.
+Every result is compared with ggml's, byte for byte, in every round. Rows are N(0, 0.02), float32,
+4 MiB of them; "gain" is of all threads over one, on eight times as many.
 
     python benchmarks/bench_arrays.py [--types Q4_K IQ2_XS] [--kernels avx2] [--budget 1.0]
-        [--size 4194304] [--write docs/arrays.md]
+        [--size 1048576] [--write docs/arrays.md]
 
 --write puts the tables into a page with marker lines, and the chart beside it (.png; matplotlib).
 """
@@ -34,6 +35,7 @@ import phiggml as pg
 from machine import describe
 from page import write_between
 from phiggml import _core
+from phiggml.quant_input import aligned
 
 # ggml's functions are called as the tests call them.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
@@ -41,6 +43,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from ggml_functions import ggml
 
 COLUMNS = 4096
+MORE = 8  # times as many rows where threads are compared
 COLOURS = {"quantize": "#4477aa", "with imatrix": "#aa3377", "dequantize": "#ddaa33"}
 Array = npt.NDArray[Any]
 Work = Callable[[], object]
@@ -85,43 +88,29 @@ def seconds(work: Work) -> float:
     return time.perf_counter() - start
 
 
-def paired(
-    theirs: Work, ours: Callable[[int | None], Work], check: Callable[[], None], *, budget: float
-) -> tuple[float, float, float, float]:
-    """Seconds of ggml and of ours on one thread, and the ratios ggml/one and one/all."""
-    one, all = ours(1), ours(None)
-    for work in (theirs, one, all):
-        work()
+def paired(first: Work, second: Work, check: Callable[[], None], *, budget: float) -> Array:
+    """Seconds of both, taken in turn: float64[rounds, 2]."""
+    first()
+    second()
     start, rounds = time.perf_counter(), []
     while len(rounds) < 5 or time.perf_counter() < start + budget:
-        times = [seconds(theirs)]
-        for work in (one, all):
-            times.append(seconds(work))
-            check()
-        rounds.append(times)
-    return (
-        statistics.median(r[0] for r in rounds),
-        statistics.median(r[1] for r in rounds),
-        statistics.median(r[0] / r[1] for r in rounds),
-        statistics.median(r[1] / r[2] for r in rounds),
-    )
+        rounds.append((seconds(first), seconds(second)))
+        check()
+    return np.array(rounds)
 
 
-def speed_of(
-    theirs: Work,
-    ours: Callable[[int | None], Work],
-    check: Callable[[], None],
-    *,
-    numbers: int,
-    budget: float,
-    gguf_py: Work | None,
-) -> Speed:
-    their, one, ratio, threads = paired(theirs, ours, check, budget=budget)
+def gain(one: Work, all: Work, budget: float) -> float:
+    """How many times as fast all threads are as one."""
+    return float(np.median(np.divide(*paired(one, all, lambda: None, budget=budget).T)))
+
+
+def speed_of(runs: Array, *, numbers: int, threads: float, gguf_py: Work | None) -> Speed:
+    theirs, ours = np.median(runs, axis=0)
     return Speed(
-        ggml=numbers / their / 1e6,
-        ours=numbers / one / 1e6,
-        ratio=ratio,
-        all=numbers / one * threads / 1e6,
+        ggml=numbers / theirs / 1e6,
+        ours=numbers / ours / 1e6,
+        ratio=float(np.median(runs[:, 0] / runs[:, 1])),
+        all=numbers / ours * threads / 1e6,
         threads=threads,
         gguf=None if gguf_py is None else numbers / seconds(gguf_py) / 1e6,
     )
@@ -145,26 +134,37 @@ def gguf_work(function: Any, data: Array, type: pg.QuantType) -> Work | None:
 def measure_quantize(
     x: Array, type: pg.QuantType, imatrix: Array | None, *, budget: float
 ) -> Speed:
-    truth, found = (np.empty((len(x), type.row_bytes(COLUMNS)), np.uint8) for _ in range(2))
+    truth, found = (aligned((len(x), type.row_bytes(COLUMNS)), np.dtype(np.uint8)) for _ in "12")
     weights = None if imatrix is None else imatrix.ctypes.data
+    many = np.tile(x, (MORE, 1))
+    out = aligned((len(many), type.row_bytes(COLUMNS)), np.dtype(np.uint8))
 
     def theirs() -> None:
         ggml().ggml_quantize_chunk(
             type.id, x.ctypes.data, truth.ctypes.data, 0, len(x), COLUMNS, weights
         )
 
-    def ours(threads: int | None) -> Work:
-        return lambda: pg.quantize(x, type, imatrix=imatrix, threads=threads, out=found)
+    def ours() -> None:
+        pg.quantize(x, type, imatrix=imatrix, threads=1, out=found)
+
+    def more(threads: int | None) -> Work:
+        return lambda: pg.quantize(many, type, imatrix=imatrix, threads=threads, out=out)
 
     def check() -> None:
         assert np.array_equal(found, truth), f"{type}: the bytes are not ggml's"
 
+    runs = paired(theirs, ours, check, budget=budget)
+    threads = gain(more(1), more(None), budget)
+    assert np.array_equal(out, np.tile(truth, (MORE, 1)))
     gguf_py = gguf_work(gguf.quants.quantize, x, type) if imatrix is None else None
-    return speed_of(theirs, ours, check, numbers=x.size, budget=budget, gguf_py=gguf_py)
+    return speed_of(runs, numbers=x.size, threads=threads, gguf_py=gguf_py)
 
 
 def measure_dequantize(data: Array, type: pg.QuantType, *, budget: float) -> Speed:
-    truth, found = (np.empty((len(data), COLUMNS), np.float32) for _ in range(2))
+    shape = (len(data), COLUMNS)
+    truth, found = (aligned(shape, np.dtype(np.float32)) for _ in "12")
+    many = np.tile(data, (MORE, 1))
+    out = aligned((len(many), COLUMNS), np.dtype(np.float32))
     traits = ggml().ggml_get_type_traits(type.id).contents
     # A wrong layout of the structure would show here.
     assert (traits.block_size, traits.block_bytes) == (type.block_size, type.block_bytes)
@@ -172,29 +172,32 @@ def measure_dequantize(data: Array, type: pg.QuantType, *, budget: float) -> Spe
     def theirs() -> None:
         traits.to_float(data.ctypes.data, truth.ctypes.data, truth.size)
 
-    def ours(threads: int | None) -> Work:
-        return lambda: pg.dequantize(data, type, threads=threads, out=found)
+    def ours() -> None:
+        pg.dequantize(data, type, threads=1, out=found)
+
+    def more(threads: int | None) -> Work:
+        return lambda: pg.dequantize(many, type, threads=threads, out=out)
 
     def check() -> None:
         assert np.array_equal(found, truth), f"{type}: the numbers are not ggml's"
 
+    runs = paired(theirs, ours, check, budget=budget)
+    threads = gain(more(1), more(None), budget)
     gguf_py = gguf_work(gguf.quants.dequantize, data, type)
-    return speed_of(theirs, ours, check, numbers=truth.size, budget=budget, gguf_py=gguf_py)
+    return speed_of(runs, numbers=truth.size, threads=threads, gguf_py=gguf_py)
 
 
 def measure(type: pg.QuantType, size: int, budget: float) -> list[Row]:
-    # The slowest do a few million numbers a second: fewer rows, but enough for all threads.
-    size = size // 16 if type.startswith("IQ") else size
+    # The slowest do a few million numbers a second.
+    rows_of_x = max(32, (size // 4 if type.startswith("IQ") else size) // COLUMNS)
     random = np.random.default_rng(0)
-    x = random.normal(0, 0.02, (max(32, size // COLUMNS), COLUMNS)).astype(np.float32)
+    x = random.normal(0, 0.02, (rows_of_x, COLUMNS)).astype(np.float32)
     imatrix = np.square(random.normal(0, 1, COLUMNS)).astype(np.float32)
     rows = []
     if not type.requires_imatrix:
         rows.append(Row(type, "quantize", measure_quantize(x, type, None, budget=budget)))
     rows.append(Row(type, "with imatrix", measure_quantize(x, type, imatrix, budget=budget)))
     data = pg.quantize(x, type, imatrix=imatrix).data
-    if len(data) * COLUMNS < size:
-        data = np.ascontiguousarray(np.resize(data, (size // COLUMNS, data.shape[1])))
     rows.append(Row(type, "dequantize", measure_dequantize(data, type, budget=budget)))
     return rows
 
@@ -251,7 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     types = [str(type) for type in pg.quant_types() if type != "F32"]
     parser.add_argument("--types", nargs="+", default=types)
-    parser.add_argument("--size", type=int, default=1 << 22, help="numbers (IQ types: a 16th)")
+    parser.add_argument("--size", type=int, default=1 << 20, help="numbers (IQ types: a quarter)")
     parser.add_argument("--budget", type=float, default=0.5, help="seconds for each comparison")
     parser.add_argument("--kernels", choices=_core.quant.kernel_sets())
     parser.add_argument("--write", type=Path, help="a page with the two marker lines")

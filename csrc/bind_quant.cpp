@@ -10,10 +10,6 @@ namespace phiggml {
 
 namespace {
 
-// Calls that take less than this many numbers end before anybody could press Ctrl-C; they stay on this thread.
-constexpr std::int64_t watched_numbers = 1 << 18;
-constexpr std::int64_t watched_dequantized = 1 << 22;
-
 void require_shape(const py::array & array, std::int64_t n_rows, std::int64_t n_columns, const char * what) {
     if (array.ndim() != 2 || array.shape(0) != n_rows || array.shape(1) != n_columns) {
         throw Error(ErrorKind::input, std::string(what) + ": its shape must be (" + std::to_string(n_rows) + ", " +
@@ -74,26 +70,14 @@ void * writable_numbers(py::array & array) {
     return array.mutable_data();
 }
 
-bool is_brief(const ValueRows & rows, const QuantizeSettings & settings) {
-    return rows.n_rows() * rows.n_per_row() < watched_numbers && !quantizing_waits(settings);
-}
-
-template <typename Work>
-auto call(bool brief, Work && work) {
-    Progress progress;
-    if (brief) {
-        return call_released([&] { return work(progress); });
-    }
-    return call_watched(progress, py::none(), [&] { return work(progress); });
-}
-
 void quantize(const py::array & x, int type, py::array & out, const std::optional<py::array> & imatrix, int threads,
               bool nonfinite_ok) {
     const ValueRows rows = value_rows(x);
     require_shape(out, rows.n_rows(), row_bytes(type, rows.n_per_row()), "out");
     std::uint8_t * bytes = writable_data<std::uint8_t>(out, "out");
     const QuantizeSettings settings{type, importances(imatrix, rows.n_per_row()), threads, nonfinite_ok};
-    call(is_brief(rows, settings), [&](Progress & progress) { quantize_rows(rows, settings, bytes, progress); });
+    Progress progress;
+    call_polled(progress, [&] { quantize_rows(rows, settings, bytes, progress); });
 }
 
 void dequantize(const py::array & data, int type, std::int64_t n_per_row, py::array & out, int threads) {
@@ -102,16 +86,17 @@ void dequantize(const py::array & data, int type, std::int64_t n_per_row, py::ar
     require_shape(data, n_rows, row_bytes(type, n_per_row), "data");
     require_shape(out, n_rows, n_per_row, "out");
     const NumberRows numbers{writable_numbers(out), value_kind(out, "out"), n_rows, n_per_row};
-    call(n_rows * n_per_row < watched_dequantized,
-         [&](Progress & progress) { dequantize_rows(type, bytes, numbers, threads, progress); });
+    Progress progress;
+    call_polled(progress, [&] { dequantize_rows(type, bytes, numbers, threads, progress); });
 }
 
 py::dict error_sums(const py::array & x, int type, const std::optional<py::array> & imatrix, int threads) {
     const ValueRows rows = value_rows(x);
     row_bytes(type, rows.n_per_row());
     const QuantizeSettings settings{type, importances(imatrix, rows.n_per_row()), threads, false};
-    const QuantizationErrorSums sums =
-        call(is_brief(rows, settings), [&](Progress & progress) { return measure_error(rows, settings, progress); });
+    Progress progress;
+    QuantizationErrorSums sums;
+    call_polled(progress, [&] { sums = measure_error(rows, settings, progress); });
     py::dict result;
     result["squared_error"] = sums.squared_error;
     result["squared_value"] = sums.squared_value;
@@ -120,9 +105,6 @@ py::dict error_sums(const py::array & x, int type, const std::optional<py::array
     result["max_abs"] = sums.max_abs;
     return result;
 }
-
-// In a product a number costs this much less than in quantizing.
-constexpr std::int64_t products_per_number = 32;
 
 void multiply(const py::array & x, const py::array & data, int type, std::int64_t n, py::array & out, int threads) {
     const ValueRows vectors = value_rows(x);
@@ -134,10 +116,8 @@ void multiply(const py::array & x, const py::array & data, int type, std::int64_
         throw Error(ErrorKind::input, "x: its last axis must have " + std::to_string(n) + " numbers.");
     }
     float * products = writable_data<float>(out, "out");
-    const double numbers = static_cast<double>(n) * static_cast<double>(n_rows) *
-                           static_cast<double>(vectors.n_rows()) / products_per_number;
-    call(numbers < watched_numbers,
-         [&](Progress & progress) { multiply_rows({type, bytes, n_rows, n}, vectors, products, threads, progress); });
+    Progress progress;
+    call_polled(progress, [&] { multiply_rows({type, bytes, n_rows, n}, vectors, products, threads, progress); });
 }
 
 constexpr std::int64_t most_stride = INT64_MAX / 8;  // in numbers

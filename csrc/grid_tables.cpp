@@ -40,6 +40,7 @@ public:
     void await(int type, const Progress & progress) {
         begin(type);
         while (!done(type)) {
+            progress.look();
             if (progress.stopped()) {
                 throw Cancelled();
             }

@@ -21,7 +21,7 @@ namespace phiggml {
 namespace {
 
 // Work is handed out in pieces of about this many numbers: small enough to cancel soon and to share evenly.
-constexpr std::int64_t piece_numbers = 1 << 16;
+constexpr std::int64_t piece_numbers = 1 << 17;
 // Dequantizing takes so little that smaller ones would not be worth waking a thread for.
 constexpr std::int64_t dequantized_numbers = 1 << 18;
 
@@ -300,10 +300,6 @@ void add(const QuantizationErrorSums & sum, QuantizationErrorSums & total) {
 }
 
 }  // namespace
-
-bool quantizing_waits(const QuantizeSettings & settings) {
-    return type_exists(settings.type) && !tables_built(settings.type);
-}
 
 void quantize_rows(const ValueRows & rows, const QuantizeSettings & settings, std::uint8_t * out, Progress & progress) {
     const Quantizer quantizer(rows, settings, progress);
