@@ -4,7 +4,7 @@ ggml is `ggml_quantize_chunk` and the type's `to_float`, called by ctypes in the
 package was built with, on one thread. Runs are paired and interleaved; a ratio is the median over
 the pairs of ggml's seconds over ours, so that a machine that others use too disturbs both alike.
 Every result is compared with ggml's, byte for byte, in every round. Rows are N(0, 0.02), float32,
-4 MiB of them; "gain" is of all threads over one, on eight times as many.
+4 MiB of them; "gain" is of all threads over one, on 128 MiB (IQ types: 4 MiB).
 
     python benchmarks/bench_arrays.py [--types Q4_K IQ2_XS] [--kernels avx2] [--budget 1.0]
         [--size 1048576] [--write docs/arrays.md]
@@ -43,7 +43,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from ggml_functions import ggml
 
 COLUMNS = 4096
-MORE = 8  # times as many rows where threads are compared
+MORE = 32  # times as many rows where threads are compared (IQ types: 4)
 COLOURS = {"quantize": "#4477aa", "with imatrix": "#aa3377", "dequantize": "#ddaa33"}
 Array = npt.NDArray[Any]
 Work = Callable[[], object]
@@ -131,12 +131,17 @@ def gguf_work(function: Any, data: Array, type: pg.QuantType) -> Work | None:
     return work
 
 
+def times_as_many(type: str) -> int:
+    """Rows for a call that is long beside the time in which a thread wakes up."""
+    return MORE // 8 if type.startswith("IQ") else MORE
+
+
 def measure_quantize(
     x: Array, type: pg.QuantType, imatrix: Array | None, *, budget: float
 ) -> Speed:
     truth, found = (aligned((len(x), type.row_bytes(COLUMNS)), np.dtype(np.uint8)) for _ in "12")
     weights = None if imatrix is None else imatrix.ctypes.data
-    many = np.tile(x, (MORE, 1))
+    many = np.tile(x, (times_as_many(type), 1))
     out = aligned((len(many), type.row_bytes(COLUMNS)), np.dtype(np.uint8))
 
     def theirs() -> None:
@@ -155,7 +160,7 @@ def measure_quantize(
 
     runs = paired(theirs, ours, check, budget=budget)
     threads = gain(more(1), more(None), budget)
-    assert np.array_equal(out, np.tile(truth, (MORE, 1)))
+    assert np.array_equal(out, np.tile(truth, (times_as_many(type), 1)))
     gguf_py = gguf_work(gguf.quants.quantize, x, type) if imatrix is None else None
     return speed_of(runs, numbers=x.size, threads=threads, gguf_py=gguf_py)
 
@@ -163,7 +168,7 @@ def measure_quantize(
 def measure_dequantize(data: Array, type: pg.QuantType, *, budget: float) -> Speed:
     shape = (len(data), COLUMNS)
     truth, found = (aligned(shape, np.dtype(np.float32)) for _ in "12")
-    many = np.tile(data, (MORE, 1))
+    many = np.tile(data, (times_as_many(type), 1))
     out = aligned((len(many), COLUMNS), np.dtype(np.float32))
     traits = ggml().ggml_get_type_traits(type.id).contents
     # A wrong layout of the structure would show here.
