@@ -4,10 +4,12 @@ ggml is `ggml_quantize_chunk` and the type's `to_float`, called by ctypes in the
 package was built with, on one thread. Runs are paired and interleaved; a ratio is the median over
 the pairs of ggml's seconds over ours, so that a machine that others use too disturbs both alike.
 Every result is compared with ggml's, byte for byte, in every round. Rows are N(0, 0.02), float32,
-4 MiB of them; "gain" is of all threads over one, on 128 MiB (IQ types: 4 MiB).
+4 MiB of them; "gain" is of all threads over one, on 128 MiB (slow IQ types: 4 MiB).
 
     python benchmarks/bench_arrays.py [--types Q4_K IQ2_XS] [--kernels avx2] [--budget 1.0]
-        [--size 1048576] [--write docs/arrays.md]
+        [--size 1048576] [--stock build/stock/build/bin/libggml-base.so] [--write docs/arrays.md]
+
+--stock tells whether the ggml that is compared with is as fast as one of a stock build.
 
 --write puts the tables into a page with marker lines, and the chart beside it (.png; matplotlib).
 """
@@ -40,10 +42,11 @@ from phiggml.quant_input import aligned
 # ggml's functions are called as the tests call them.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-from ggml_functions import ggml
+from ggml_functions import ggml, open_ggml
 
 COLUMNS = 4096
-MORE = 32  # times as many rows where threads are compared (IQ types: 4)
+MORE = 32  # times as many rows where threads are compared (slow types: 4)
+SLOW = ("IQ1", "IQ2", "IQ3")
 COLOURS = {"quantize": "#4477aa", "with imatrix": "#aa3377", "dequantize": "#ddaa33"}
 Array = npt.NDArray[Any]
 Work = Callable[[], object]
@@ -133,7 +136,7 @@ def gguf_work(function: Any, data: Array, type: pg.QuantType) -> Work | None:
 
 def times_as_many(type: str) -> int:
     """Rows for a call that is long beside the time in which a thread wakes up."""
-    return MORE // 8 if type.startswith("IQ") else MORE
+    return MORE // 8 if type.startswith(SLOW) else MORE
 
 
 def measure_quantize(
@@ -214,12 +217,36 @@ def memcpy_speed() -> float:
     return 2 * source.nbytes / statistics.median(times) / 1e9
 
 
-def head() -> str:
+def beside_stock(path: Path, types: list[str]) -> str:
+    """How fast ggml of this build quantizes, beside ggml of a stock build."""
+    stock, rows = open_ggml(path), 64
+    random = np.random.default_rng(1)
+    x = random.normal(0, 0.02, (rows, COLUMNS)).astype(np.float32)
+    out, weights = np.empty_like(x), np.ones(COLUMNS, np.float32)
+    ratios = []
+    for name in types:
+        type = pg.QuantType(name)
+        n_rows = rows // 8 if name.startswith("IQ") else rows
+        imatrix = weights.ctypes.data if type.requires_imatrix else None
+        arguments = (type.id, x.ctypes.data, out.ctypes.data, 0, n_rows, COLUMNS, imatrix)
+
+        def work(library: Any, arguments: tuple[Any, ...] = arguments) -> Work:
+            return lambda: library.ggml_quantize_chunk(*arguments)
+
+        times = paired(work(stock), work(ggml()), lambda: None, budget=0.2)
+        ratios.append(float(np.median(times[:, 0] / times[:, 1])))
+    return (
+        f"ggml of this build is {min(ratios):.2f} to {max(ratios):.2f} times as fast as ggml of a "
+        f"stock build (quantizing; {statistics.median(ratios):.2f} in the median of types).\n"
+    )
+
+
+def head(stock: str) -> str:
     cores = len(os.sched_getaffinity(0))
     machine = describe().replace("\n", ".\n")
     return (
         f"{datetime.date.today():%Y-%m-%d}, kernels for {_core.quant.kernel_set()}.\n{machine}.\n"
-        f"memcpy: {memcpy_speed():.1f} GB/s, read plus write. M elements/s:\n\n"
+        f"{stock}memcpy: {memcpy_speed():.1f} GB/s, read plus write. M elements/s:\n\n"
         f"| type | work | ggml | phiggml | ratio | {cores} threads | gain | gguf-py |\n"
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     )
@@ -262,11 +289,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1 << 20, help="numbers (IQ types: a quarter)")
     parser.add_argument("--budget", type=float, default=0.5, help="seconds for each comparison")
     parser.add_argument("--kernels", choices=_core.quant.kernel_sets())
+    parser.add_argument("--stock", type=Path, help="libggml-base.so of a stock build")
     parser.add_argument("--write", type=Path, help="a page with the two marker lines")
     arguments = parser.parse_args()
     if arguments.kernels:
         _core.quant.use_kernel_set(arguments.kernels)
-    text = [head()]
+    stock = "" if arguments.stock is None else beside_stock(arguments.stock, arguments.types)
+    text = [head(stock)]
     print(text[0])
     rows = []
     for name in arguments.types:
