@@ -96,9 +96,9 @@ private:
     void start(std::size_t n_threads);
     void work();
     void expect(std::size_t task) const;
-    Result carry_out(const Task & task);
-    std::vector<std::uint8_t> read(const Task & task) const;
-    PipelineChunk convert(const Task & task, QuantizationErrorSums & error);
+    Result carry_out(const Task & task, std::vector<std::uint8_t> & scratch);
+    void read(const Task & task, std::vector<std::uint8_t> & rows) const;
+    PipelineChunk convert(const Task & task, std::vector<std::uint8_t> & scratch, QuantizationErrorSums & error);
     bool over() const { return n_handed_out_ == tasks_.size() || progress_.cancelled; }
     Result & turn() { return results_[n_handed_out_ % results_.size()]; }
 
@@ -184,6 +184,7 @@ void Pipeline::Running::expect(std::size_t task) const {
 }
 
 void Pipeline::Running::work() {
+    std::vector<std::uint8_t> scratch;  // kept, so that memory does not go to and fro
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
         room_.wait(lock, [&] {
@@ -198,7 +199,7 @@ void Pipeline::Running::work() {
         {
             const Inside inside;
             expect(index + results_.size());
-            result = carry_out(tasks_[index]);
+            result = carry_out(tasks_[index], scratch);
         }
         lock.lock();
         results_[index % results_.size()] = std::move(result);
@@ -206,11 +207,11 @@ void Pipeline::Running::work() {
     }
 }
 
-Pipeline::Running::Result Pipeline::Running::carry_out(const Task & task) {
+Pipeline::Running::Result Pipeline::Running::carry_out(const Task & task, std::vector<std::uint8_t> & scratch) {
     Result result;
     result.there = true;
     try {
-        result.chunk = convert(task, result.error);
+        result.chunk = convert(task, scratch, result.error);
     } catch (const Error & error) {
         result.failure = std::make_exception_ptr(named(tensors_[task.tensor].name, error));
     } catch (...) {
@@ -219,10 +220,10 @@ Pipeline::Running::Result Pipeline::Running::carry_out(const Task & task) {
     return result;
 }
 
-std::vector<std::uint8_t> Pipeline::Running::read(const Task & task) const {
+void Pipeline::Running::read(const Task & task, std::vector<std::uint8_t> & rows) const {
     const PipelineTensor & tensor = tensors_[task.tensor];
     const RowRun & run = tensor.runs[task.run];
-    std::vector<std::uint8_t> rows(bytes_of_rows(run.type, task.n_rows, tensor.n_per_row));
+    rows.resize(bytes_of_rows(run.type, task.n_rows, tensor.n_per_row));
     run.source->read(run.offset + bytes_of_rows(run.type, task.first, tensor.n_per_row), rows.size(), rows.data());
     // After the read: what was written before it shows in the time by now.
     const ByteStamp now = run.source->stamp();
@@ -232,19 +233,21 @@ std::vector<std::uint8_t> Pipeline::Running::read(const Task & task) const {
                             " while it was read. Begin again with an unchanged file.")
             .with_path(run.source->name());
     }
-    return rows;
 }
 
-PipelineChunk Pipeline::Running::convert(const Task & task, QuantizationErrorSums & error) {
+PipelineChunk Pipeline::Running::convert(const Task & task, std::vector<std::uint8_t> & scratch,
+                                         QuantizationErrorSums & error) {
     const PipelineTensor & tensor = tensors_[task.tensor];
     const int source_type = tensor.runs[task.run].type;
+    const bool copied = source_type == tensor.type;
+    PipelineChunk chunk{task.tensor, 0, {}};
     const auto start = Clock::now();
-    std::vector<std::uint8_t> rows = read(task);
+    std::vector<std::uint8_t> & rows = copied ? chunk.rows : scratch;
+    read(task, rows);
     const double reading = seconds_since(start);
-    PipelineChunk chunk{task.tensor, rows.size(), {}};
-    if (source_type == tensor.type) {
+    chunk.source_bytes = rows.size();
+    if (copied) {
         require_finite(source_type, rows.data(), task.n_rows * tensor.n_per_row);
-        chunk.rows = std::move(rows);
     } else {
         const float * imatrix =
             tensor.imatrix.empty() ? nullptr : tensor.imatrix.data() + task.expert * tensor.n_per_row;
