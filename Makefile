@@ -14,10 +14,10 @@ demo: $(INSTALLED)
 	$(BIN)/phiggml demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ is the peak of a process that quantizes 1 GB of bfloat16 to Q4_K, less the array
 
 from __future__ import annotations
 
+import functools
 import re
 import signal
 import statistics
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -62,15 +64,12 @@ class Counter(threading.Thread):
             self.count += 1
 
 
-def count_beside(work: object, seconds: float) -> tuple[int, float]:
-    """How far a thread counts while ``work()`` runs, or for so many seconds; and the seconds."""
+def count_beside(work: Callable[[], object]) -> tuple[int, float]:
+    """How far a thread counts while ``work()`` runs, and the seconds of that."""
     counter = Counter()
     start = time.perf_counter()
     counter.start()
-    if callable(work):
-        work()
-    else:
-        time.sleep(seconds)
+    work()
     elapsed = time.perf_counter() - start
     counter.going = False
     counter.join()
@@ -82,8 +81,8 @@ def other_threads(rounds: int = 5) -> list[float]:
     pg.quantize(x[:16], "Q4_K")
     quotients = []
     for _ in range(rounds):
-        count, seconds = count_beside(lambda: pg.quantize(x, "Q4_K", threads=1), 0)
-        alone, elapsed = count_beside(None, seconds)
+        count, seconds = count_beside(lambda: pg.quantize(x, "Q4_K", threads=1))
+        alone, elapsed = count_beside(functools.partial(time.sleep, seconds))
         quotients.append(count / seconds / (alone / elapsed))
     return quotients
 

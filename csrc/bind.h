@@ -92,6 +92,14 @@ public:
     Released(const Released &) = delete;
     Released & operator=(const Released &) = delete;
 
+    // Whether a signal's handler raised, such as Ctrl-C's. Takes the GIL for that moment, so call it seldom.
+    bool interrupted() {
+        PyEval_RestoreThread(state_);
+        const bool raised = PyErr_CheckSignals() != 0;
+        state_ = PyEval_SaveThread();
+        return raised;
+    }
+
 private:
     PyThreadState * state_;
 };
@@ -102,6 +110,38 @@ auto call_released(Work && work) {
     const Released released;
     const Inside inside;
     return work();
+}
+
+// Runs `work` once without the GIL, on this thread, and looks for Ctrl-C when the work looks up. What that raises
+// cancels the work, and wins.
+template <typename Work>
+void call_polled(Progress & progress, Work && work) {
+    bool interrupted = false;
+    std::exception_ptr failure;
+    {
+        Released released;
+        const Inside inside;
+        const auto look = [&] {
+            if (!interrupted && !shutting_down()) {
+                interrupted = released.interrupted();
+                progress.cancelled = progress.cancelled || interrupted;
+            }
+        };
+        const Lookout lookout(look, std::chrono::milliseconds(50));
+        progress.lookout = &lookout;
+        try {
+            work();
+        } catch (...) {
+            failure = std::current_exception();
+        }
+        progress.lookout = nullptr;
+    }
+    if (interrupted) {
+        throw py::error_already_set();
+    }
+    if (failure) {
+        std::rethrow_exception(failure);
+    }
 }
 
 // Runs `work` on another thread while this one waits without the GIL, and every 20 ms looks for Ctrl-C and

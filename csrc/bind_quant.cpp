@@ -1,5 +1,6 @@
 #include "bind.h"
 #include "dlpack.h"
+#include "grid_tables.h"
 #include "kernel_set.h"
 #include "quant.h"
 #include "quant_product.h"
@@ -8,9 +9,6 @@
 namespace phiggml {
 
 namespace {
-
-// Calls that take less than this many numbers end before anybody could press Ctrl-C; they stay on this thread.
-constexpr std::int64_t watched_numbers = 1 << 18;
 
 void require_shape(const py::array & array, std::int64_t n_rows, std::int64_t n_columns, const char * what) {
     if (array.ndim() != 2 || array.shape(0) != n_rows || array.shape(1) != n_columns) {
@@ -72,23 +70,14 @@ void * writable_numbers(py::array & array) {
     return array.mutable_data();
 }
 
-template <typename Work>
-auto call(std::int64_t numbers, bool at_once, Work && work) {
-    Progress progress;
-    if (at_once && numbers < watched_numbers) {
-        return call_released([&] { return work(progress); });
-    }
-    return call_watched(progress, py::none(), [&] { return work(progress); });
-}
-
 void quantize(const py::array & x, int type, py::array & out, const std::optional<py::array> & imatrix, int threads,
               bool nonfinite_ok) {
     const ValueRows rows = value_rows(x);
     require_shape(out, rows.n_rows(), row_bytes(type, rows.n_per_row()), "out");
     std::uint8_t * bytes = writable_data<std::uint8_t>(out, "out");
     const QuantizeSettings settings{type, importances(imatrix, rows.n_per_row()), threads, nonfinite_ok};
-    call(rows.n_rows() * rows.n_per_row(), !quantizing_waits(settings),
-         [&](Progress & progress) { quantize_rows(rows, settings, bytes, progress); });
+    Progress progress;
+    call_polled(progress, [&] { quantize_rows(rows, settings, bytes, progress); });
 }
 
 void dequantize(const py::array & data, int type, std::int64_t n_per_row, py::array & out, int threads) {
@@ -97,17 +86,17 @@ void dequantize(const py::array & data, int type, std::int64_t n_per_row, py::ar
     require_shape(data, n_rows, row_bytes(type, n_per_row), "data");
     require_shape(out, n_rows, n_per_row, "out");
     const NumberRows numbers{writable_numbers(out), value_kind(out, "out"), n_rows, n_per_row};
-    call(n_rows * n_per_row, true,
-         [&](Progress & progress) { dequantize_rows(type, bytes, numbers, threads, progress); });
+    Progress progress;
+    call_polled(progress, [&] { dequantize_rows(type, bytes, numbers, threads, progress); });
 }
 
 py::dict error_sums(const py::array & x, int type, const std::optional<py::array> & imatrix, int threads) {
     const ValueRows rows = value_rows(x);
     row_bytes(type, rows.n_per_row());
     const QuantizeSettings settings{type, importances(imatrix, rows.n_per_row()), threads, false};
-    const QuantizationErrorSums sums =
-        call(rows.n_rows() * rows.n_per_row(), !quantizing_waits(settings),
-             [&](Progress & progress) { return measure_error(rows, settings, progress); });
+    Progress progress;
+    QuantizationErrorSums sums;
+    call_polled(progress, [&] { sums = measure_error(rows, settings, progress); });
     py::dict result;
     result["squared_error"] = sums.squared_error;
     result["squared_value"] = sums.squared_value;
@@ -116,9 +105,6 @@ py::dict error_sums(const py::array & x, int type, const std::optional<py::array
     result["max_abs"] = sums.max_abs;
     return result;
 }
-
-// In a product a number costs this much less than in quantizing.
-constexpr std::int64_t products_per_number = 32;
 
 void multiply(const py::array & x, const py::array & data, int type, std::int64_t n, py::array & out, int threads) {
     const ValueRows vectors = value_rows(x);
@@ -130,11 +116,11 @@ void multiply(const py::array & x, const py::array & data, int type, std::int64_
         throw Error(ErrorKind::input, "x: its last axis must have " + std::to_string(n) + " numbers.");
     }
     float * products = writable_data<float>(out, "out");
-    const double numbers = static_cast<double>(n) * static_cast<double>(n_rows) *
-                           static_cast<double>(vectors.n_rows()) / products_per_number;
-    call(numbers < watched_numbers ? 0 : watched_numbers, true,
-         [&](Progress & progress) { multiply_rows({type, bytes, n_rows, n}, vectors, products, threads, progress); });
+    Progress progress;
+    call_polled(progress, [&] { multiply_rows({type, bytes, n_rows, n}, vectors, products, threads, progress); });
 }
+
+constexpr std::int64_t most_stride = INT64_MAX / 8;  // in numbers
 
 using ManagedTensor = std::unique_ptr<dlpack::ManagedTensor, void (*)(dlpack::ManagedTensor *)>;
 
@@ -156,6 +142,25 @@ py::dtype numpy_dtype(const dlpack::DataType & type) {
                 "in torch.");
 }
 
+// What is wrong with a tensor that another library describes, or null.
+const char * flaw(const dlpack::Tensor & tensor) {
+    if (tensor.device.type != dlpack::cpu && tensor.device.type != dlpack::cuda_host) {
+        return "it lies in the memory of a device";
+    }
+    if (tensor.ndim < 0 || (tensor.ndim > 0 && tensor.shape == nullptr)) {
+        return "it has no shape";
+    }
+    bool empty = false;
+    for (std::int32_t axis = 0; axis < tensor.ndim; ++axis) {
+        const std::int64_t stride = tensor.strides != nullptr ? tensor.strides[axis] : 0;
+        if (tensor.shape[axis] < 0 || stride > most_stride || stride < -most_stride) {
+            return "its shape or strides are no sizes of memory";
+        }
+        empty = empty || tensor.shape[axis] == 0;
+    }
+    return tensor.data == nullptr && !empty ? "it has no data" : nullptr;
+}
+
 // The numbers where they are, of a "dltensor" capsule, and whether they are bfloat16.
 py::tuple from_dlpack(const py::object & capsule) {
     auto * found = static_cast<dlpack::ManagedTensor *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
@@ -163,13 +168,17 @@ py::tuple from_dlpack(const py::object & capsule) {
         throw py::error_already_set();
     }
     const dlpack::Tensor & tensor = found->tensor;
+    if (const char * wrong = flaw(tensor)) {
+        throw Error(ErrorKind::input, std::string("x: its DLPack capsule says that ") + wrong + ".");
+    }
     const py::dtype dtype = numpy_dtype(tensor.dtype);
     std::vector<py::ssize_t> shape(tensor.shape, tensor.shape + tensor.ndim);
     std::vector<py::ssize_t> strides(shape.size());
-    py::ssize_t together = dtype.itemsize();
+    auto together = static_cast<std::uint64_t>(dtype.itemsize());  // numpy refuses shapes that make it overflow
     for (std::size_t axis = shape.size(); axis-- > 0;) {
-        strides[axis] = tensor.strides != nullptr ? tensor.strides[axis] * dtype.itemsize() : together;
-        together *= shape[axis];
+        strides[axis] =
+            tensor.strides != nullptr ? tensor.strides[axis] * dtype.itemsize() : static_cast<py::ssize_t>(together);
+        together *= static_cast<std::uint64_t>(shape[axis]);
     }
     const auto * data = static_cast<const std::uint8_t *>(tensor.data) + tensor.byte_offset;
     PyCapsule_SetName(capsule.ptr(), "used_dltensor");
@@ -185,6 +194,7 @@ py::tuple from_dlpack(const py::object & capsule) {
 }  // namespace
 
 void register_quant(py::module_ & m) {
+    hold_forks_while_building();
     py::module_ sub = m.def_submodule("quant", "Rows of numbers to and from quantized blocks.");
     py::class_<QuantTypeInfo>(sub, "QuantTypeInfo")
         .def_readonly("id", &QuantTypeInfo::id)

@@ -1,5 +1,7 @@
 #include "grid_tables.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -8,6 +10,10 @@
 #include <thread>
 
 #include "ggml.h"
+
+// Of ggml-threading.h, which is not among ggml's public headers: the lock that builds hold.
+extern "C" void ggml_critical_section_start(void);
+extern "C" void ggml_critical_section_end(void);
 
 namespace phiggml {
 
@@ -34,11 +40,27 @@ public:
     void await(int type, const Progress & progress) {
         begin(type);
         while (!done(type)) {
+            progress.look();
             if (progress.stopped()) {
                 throw Cancelled();
             }
             std::this_thread::sleep_for(std::chrono::milliseconds(1));
         }
+    }
+
+    // Around a fork, so that the child, where a builder would not go on, finds both locks free and each table built
+    // or not begun. A build may thus keep a fork waiting.
+    void before_fork() {
+        ggml_critical_section_start();
+        mutex_.lock();
+    }
+    void after_fork() {
+        mutex_.unlock();
+        ggml_critical_section_end();
+    }
+    void after_fork_in_child() {
+        builds_.fill(Build());
+        after_fork();
     }
 
 private:
@@ -63,6 +85,18 @@ private:
     std::array<Build, GGML_TYPE_COUNT> builds_;
 };
 
+extern "C" void hold_builds() {
+    TableBuilds::instance().before_fork();
+}
+
+extern "C" void release_builds() {
+    TableBuilds::instance().after_fork();
+}
+
+extern "C" void renew_builds() {
+    TableBuilds::instance().after_fork_in_child();
+}
+
 }  // namespace
 
 bool searches_grid(int type) {
@@ -80,6 +114,11 @@ bool searches_grid(int type) {
 
 bool tables_built(int type) {
     return TableBuilds::instance().done(type);
+}
+
+void hold_forks_while_building() {
+    TableBuilds::instance();
+    pthread_atfork(hold_builds, release_builds, renew_builds);
 }
 
 void await_tables(int type, const Progress & progress) {

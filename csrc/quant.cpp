@@ -21,7 +21,9 @@ namespace phiggml {
 namespace {
 
 // Work is handed out in pieces of about this many numbers: small enough to cancel soon and to share evenly.
-constexpr std::int64_t piece_numbers = 1 << 16;
+constexpr std::int64_t piece_numbers = 1 << 17;
+// Dequantizing takes so little that smaller ones would not be worth waking a thread for.
+constexpr std::int64_t dequantized_numbers = 1 << 18;
 
 // Up to these no type's half-precision scale and no weighted sum can overflow (docs/decisions.md), so only larger
 // inputs need their result looked at.
@@ -32,6 +34,9 @@ constexpr float safe_importance = 1e20F;
 // values stay clear of that by this bound (found by experiment, docs/decisions.md; values beyond 1e7 would
 // overflow the half-precision scale anyway).
 constexpr double grid_search_bound = 1e15;
+
+// Measuring an error keeps so many pieces' sums at a time.
+constexpr std::uint64_t most_sums = 1 << 14;
 
 // These weigh each number by its whole row; the others look no further than their block.
 bool weighs_rows(int type) {
@@ -84,15 +89,19 @@ void to_halves(int type, const float * x, std::uint8_t * out, std::int64_t n) {
     }
 }
 
-// The greatest number that does not round to infinity in half precision.
-constexpr float greatest_half = 65519.0F;
+// Numbers up to these do not round to infinity.
+constexpr float safe_float16 = 65504.0F;
+constexpr float safe_bfloat16 = 3.38e38F;
 
-void check_halves(const float * numbers, const std::uint8_t * halves, std::int64_t n) {
+void check_halves(ValueKind kind, const float * numbers, const std::uint8_t * halves, std::int64_t n) {
+    const unsigned infinity = kind == ValueKind::float16 ? 0x7c00U : 0x7f80U;
     for (std::int64_t i = 0; i < n; ++i) {
         std::uint16_t half;
         std::memcpy(&half, halves + 2 * i, sizeof half);
-        if ((half & 0x7fffU) == 0x7c00U && std::isfinite(numbers[i])) {
-            throw Error(ErrorKind::input, "dequantize: numbers are beyond float16. Ask for dtype=np.float32.");
+        if ((half & 0x7fffU) == infinity && std::isfinite(numbers[i])) {
+            throw Error(ErrorKind::input, std::string("dequantize: numbers are beyond ") +
+                                              (kind == ValueKind::float16 ? "float16" : "bfloat16") +
+                                              ". Ask for dtype=np.float32.");
         }
     }
 }
@@ -133,7 +142,10 @@ public:
                                               "requires_imatrix is False.");
         }
         if (settings.imatrix != nullptr) {
-            greatest_importance_ = check_imatrix(settings.imatrix, rows.n_per_row());
+            // A copy, which no other thread can change once it is checked.
+            importances_.assign(settings.imatrix, settings.imatrix + rows.n_per_row());
+            settings_.imatrix = importances_.data();
+            greatest_importance_ = check_imatrix(settings_.imatrix, rows.n_per_row());
         }
         kernel_ = kernel_of(settings);
         share_out();
@@ -150,8 +162,16 @@ public:
     std::int64_t size(std::uint64_t index) const {
         return std::min(piece_, extent_ - static_cast<std::int64_t>(index) % pieces_per_extent_ * piece_);
     }
+    // Where they are, if they can be: a thread that changes them meanwhile spoils its own blocks, but a search in a
+    // grid, which aborts on numbers that are too large for it, has a copy.
     const float * values(std::uint64_t index, NumberBuffer & buffer) const {
-        return rows_.read(begin(index), size(index), buffer);
+        const float * found = rows_.read(begin(index), size(index), buffer);
+        if (found == buffer.at_least(0) || !searches_grid(settings_.type)) {
+            return found;
+        }
+        float * const copy = buffer.at_least(size(index));
+        std::copy(found, found + size(index), copy);
+        return copy;
     }
     std::size_t bytes(std::int64_t n) const {
         return static_cast<std::size_t>(n / block_size(settings_.type)) * block_bytes(settings_.type);
@@ -231,6 +251,7 @@ private:
 
     const ValueRows & rows_;
     QuantizeSettings settings_;
+    std::vector<float> importances_;
     const Progress & progress_;
     kernels::Quantize kernel_ = nullptr;
     float greatest_importance_ = 1;
@@ -249,8 +270,9 @@ void convert(ValueKind kind, const float * numbers, void * out, std::int64_t n) 
     const int type = kind == ValueKind::float16 ? GGML_TYPE_F16 : GGML_TYPE_BF16;
     auto * halves = static_cast<std::uint8_t *>(out);
     to_halves(type, numbers, halves, n);
-    if (magnitude(numbers, n).greatest > greatest_half && kind == ValueKind::float16) {
-        check_halves(numbers, halves, n);
+    const Magnitude found = magnitude(numbers, n);
+    if (!found.finite || found.greatest > (kind == ValueKind::float16 ? safe_float16 : safe_bfloat16)) {
+        check_halves(kind, numbers, halves, n);
     }
 }
 
@@ -271,15 +293,19 @@ QuantizationErrorSums error_sums(const float * values, const float * results, st
 
 }  // namespace
 
-bool quantizing_waits(const QuantizeSettings & settings) {
-    return type_exists(settings.type) && needs_tables(settings) && !tables_built(settings.type);
-}
-
 void quantize_rows(const ValueRows & rows, const QuantizeSettings & settings, std::uint8_t * out, Progress & progress) {
     const Quantizer quantizer(rows, settings, progress);
     share_pieces(quantizer.n_pieces(), settings.threads, progress, [&](std::uint64_t index) {
         NumberBuffer buffer;
-        quantizer.quantize(index, quantizer.values(index, buffer), out + quantizer.bytes(quantizer.begin(index)));
+        const float * values = quantizer.values(index, buffer);
+        std::uint8_t * const to = out + quantizer.bytes(quantizer.begin(index));
+        if (reinterpret_cast<std::uintptr_t>(to) % alignof(ggml_fp16_t) == 0) {
+            quantizer.quantize(index, values, to);
+        } else {  // blocks begin with a half, which would lie at an odd address
+            std::vector<std::uint8_t> blocks(quantizer.bytes(quantizer.size(index)));
+            quantizer.quantize(index, values, blocks.data());
+            std::copy(blocks.begin(), blocks.end(), to);
+        }
     });
 }
 
@@ -287,7 +313,7 @@ void dequantize_rows(int type, const std::uint8_t * data, const NumberRows & out
     require_type(type, type_exists(type) && dequantizable(type), "dequantize");
     require_rows(type, out.n_per_row, "dequantize");
     const std::int64_t n = out.n_rows * out.n_per_row;
-    const std::int64_t piece = piece_numbers / block_size(type) * block_size(type);
+    const std::int64_t piece = dequantized_numbers / block_size(type) * block_size(type);
     const std::size_t piece_bytes = static_cast<std::size_t>(piece / block_size(type)) * block_bytes(type);
     auto * numbers = static_cast<std::uint8_t *>(out.data);
     share_pieces(static_cast<std::uint64_t>((n + piece - 1) / piece), threads, progress, [&](std::uint64_t index) {
@@ -306,20 +332,22 @@ void dequantize_rows(int type, const std::uint8_t * data, const NumberRows & out
 
 QuantizationErrorSums measure_error(const ValueRows & rows, const QuantizeSettings & settings, Progress & progress) {
     const Quantizer quantizer(rows, settings, progress);
-    std::vector<QuantizationErrorSums> sums(quantizer.n_pieces());
-    share_pieces(quantizer.n_pieces(), settings.threads, progress, [&](std::uint64_t index) {
-        const std::int64_t n = quantizer.size(index);
-        NumberBuffer buffer, result;
-        std::vector<std::uint8_t> bytes(quantizer.bytes(n));
-        const float * values = quantizer.values(index, buffer);
-        quantizer.quantize(index, values, bytes.data());
-        to_float32(settings.type, bytes.data(), result.at_least(n), n);
-        sums[index] = error_sums(values, result.at_least(n), n);
-    });
-    // Summed in order, so that the figures do not depend on the number of threads.
     QuantizationErrorSums total;
-    for (const QuantizationErrorSums & sum : sums) {
-        add_errors(total, sum);
+    std::vector<QuantizationErrorSums> sums(std::min(quantizer.n_pieces(), most_sums));
+    for (std::uint64_t first = 0; first < quantizer.n_pieces(); first += most_sums) {
+        const std::uint64_t n_sums = std::min(most_sums, quantizer.n_pieces() - first);
+        share_pieces(n_sums, settings.threads, progress, [&](std::uint64_t at) {
+            const std::uint64_t index = first + at;
+            const std::int64_t n = quantizer.size(index);
+            NumberBuffer buffer, result;
+            std::vector<std::uint8_t> bytes(quantizer.bytes(n));
+            const float * values = quantizer.values(index, buffer);
+            quantizer.quantize(index, values, bytes.data());
+            to_float32(settings.type, bytes.data(), result.at_least(n), n);
+            sums[at] = error_sums(values, result.at_least(n), n);
+        });
+        // Summed in order, so that the figures do not depend on the number of threads.
+        std::for_each_n(sums.begin(), n_sums, [&](const QuantizationErrorSums & sum) { add_errors(total, sum); });
     }
     return total;
 }

@@ -23,9 +23,6 @@ struct QuantizationErrorSums {
     double max_abs = 0;
 };
 
-// Whether quantizing begins with a wait for lookup tables to be built, which takes seconds.
-bool quantizing_waits(const QuantizeSettings & settings);
-
 // Throws Error::input on what ggml would abort on, or would turn into blocks that are no numbers.
 void quantize_rows(const ValueRows & rows, const QuantizeSettings & settings, std::uint8_t * out, Progress & progress);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -16,6 +17,8 @@ namespace phiggml {
 
 namespace {
 
+constexpr std::chrono::milliseconds patience(20);
+
 struct Job {
     const std::function<void()> & work;
     int wanted;  // threads that may still join
@@ -25,7 +28,7 @@ struct Job {
 // Its threads never end, so it is never destroyed: they wait on its members until the process is gone.
 class Pool {
 public:
-    void work_together(int n_extra, const std::function<void()> & work) {
+    void work_together(int n_extra, const std::function<void()> & work, const std::function<void()> & meanwhile) {
         Job job{work, n_extra};
         if (n_extra > 0) {
             {
@@ -39,7 +42,11 @@ public:
         if (n_extra > 0) {
             std::unique_lock<std::mutex> lock(mutex_);
             jobs_.erase(std::remove(jobs_.begin(), jobs_.end(), &job), jobs_.end());
-            left_.wait(lock, [&] { return job.inside == 0; });
+            while (!left_.wait_for(lock, patience, [&] { return job.inside == 0; })) {
+                lock.unlock();
+                meanwhile();
+                lock.lock();
+            }
         }
     }
 
@@ -106,8 +113,8 @@ Pool & pool() {
 
 }  // namespace
 
-void work_together(int n_extra, const std::function<void()> & work) {
-    pool().work_together(n_extra, work);
+void work_together(int n_extra, const std::function<void()> & work, const std::function<void()> & meanwhile) {
+    pool().work_together(n_extra, work, meanwhile);
 }
 
 }  // namespace phiggml

@@ -40,6 +40,7 @@ void share_pieces(std::uint64_t n_pieces, int n_threads, const Progress & progre
     const auto work = [&] {
         try {
             for (std::uint64_t index = next++; index < n_pieces; index = next++) {
+                progress.look();
                 if (progress.stopped()) {
                     throw Cancelled();
                 }
@@ -54,7 +55,7 @@ void share_pieces(std::uint64_t n_pieces, int n_threads, const Progress & progre
         }
     };
     const auto n_workers = std::min<std::uint64_t>(static_cast<std::uint64_t>(std::max(n_threads, 1)), n_pieces);
-    work_together(static_cast<int>(n_workers) - 1, work);
+    work_together(static_cast<int>(n_workers) - 1, work, [&] { progress.look(); });
     if (failure) {
         std::rethrow_exception(failure);
     }

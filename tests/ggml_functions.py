@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,12 @@ class TypeTraits(ctypes.Structure):
 @cache
 def ggml() -> ctypes.CDLL:
     """The ggml library that the package was built with, called past our code."""
-    library = ctypes.CDLL(str(library_folder() / "libphiggml-ggml-base.so"))
+    return open_ggml(library_folder() / "libphiggml-ggml-base.so")
+
+
+def open_ggml(path: Path) -> ctypes.CDLL:
+    """A libggml-base; its functions know their arguments."""
+    library = ctypes.CDLL(str(path))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     pointer, i64 = ctypes.c_void_p, ctypes.c_int64
     library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, i64, i64, i64, pointer]

@@ -53,6 +53,15 @@ def test_a_picture(model: Path, tmp_path: Path, capsys: Out) -> None:
     assert list(out.parent.iterdir()) == [out]
 
 
+def test_a_picture_says_that_columns_were_weighted(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    np.save(tmp_path / "i.npy", np.ones(512, np.float32))
+    line = ("compare", model, "--tensor", "large", "--types", "Q8_0", "--plot", tmp_path / "x.svg")
+    assert phiggml(*line, "--imatrix", tmp_path / "i.npy") == 0
+    picture = (tmp_path / "x.svg").read_text("utf-8")
+    assert "<!-- large: F32, 6 x 512, with importances -->" in picture
+
+
 @pytest.mark.parametrize("name", ["zeros", "one", "$\\frac{1$ \n 你好 \x1b[2J"])
 def test_pictures_of_anything(name: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
@@ -87,8 +96,8 @@ def test_pictures_without_matplotlib(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(cli_compare, "open_source", forbidden)
-    assert phiggml("compare", model, "--plot", tmp_path / "x.png") == 3
-    assert "pip install phiggml[plot]" in complaint(capsys)
+    assert phiggml("compare", model, "--plot", tmp_path / "x.png") == 5
+    assert "pip install matplotlib" in complaint(capsys)
     assert not (tmp_path / "x.png").exists()
 
 

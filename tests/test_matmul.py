@@ -263,6 +263,10 @@ def test_other_functions_of_numpy_dequantize() -> None:
     assert np.array_equal(np.dot(q, x.T), d @ x.T)
     with pytest.raises(TypeError):
         np.add(x, 1, out=q)  # type: ignore[call-overload]
+    with pytest.raises(TypeError):
+        np.add.at(q, 0, 1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="bool"):
+        np.add(x, x, out=x.copy(), where=q)  # type: ignore[call-overload]
 
 
 def test_ctrl_c_ends_a_long_product() -> None:

@@ -91,6 +91,26 @@ def test_what_runs_last_may_still_use_the_library(nano_f16: Path, tmp_path: Path
     assert said.read_text() == "3"
 
 
+@pytest.mark.parametrize("type", ["IQ1_S", "IQ2_XXS", "IQ3_XXS"])
+def test_a_child_quantizes_that_was_forked_off_during_the_first_quantizing(type: str) -> None:
+    # It waited for ever for the thread that made the kernels' tables in its parent.
+    run(
+        """
+        x = np.random.default_rng(0).standard_normal((4, 256), np.float32)
+        def quantize():
+            return pg.quantize(x, sys.argv[1], imatrix=np.ones(256, np.float32), threads=1)
+        pg.quantize(x, "Q8_0")
+        thread = threading.Thread(target=quantize)
+        thread.start()
+        for _ in range(5):
+            time.sleep(0.003)
+            forked(quantize)
+        thread.join()
+        """,
+        type,
+    )
+
+
 def test_a_session_does_not_pass_a_fork(nano_f16: Path) -> None:
     # Its threads stay behind: evaluating would wait for them, and freeing them would abort.
     run(

@@ -17,7 +17,8 @@ import phiggml as pg
 from ggml_functions import ggml, ggml_quantize
 
 TYPES = [str(type) for type in pg.quant_types()]
-PIECE = 1 << 16
+PIECE = 1 << 17
+DEQUANTIZED_PIECE = 1 << 18
 """Numbers in the pieces that threads share (csrc/quant.cpp)."""
 
 # Error of a round trip of N(0, 1), as nrmse: what llama.cpp b11549 reaches, plus 3%. TQ1_0, TQ2_0,
@@ -86,7 +87,7 @@ def test_bytes_equal_ggmls(type: str, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("type", TYPES)
 def test_bytes_do_not_depend_on_pieces_and_threads(type: str) -> None:
-    x, imatrix = normal(87, 768), importances(768)
+    x, imatrix = normal(175, 768), importances(768)
     assert x.size > PIECE and PIECE % 768
     expected = ggml_quantize(x, pg.QuantType(type).id, imatrix)
     for threads in (1, 2):
@@ -124,9 +125,9 @@ def test_dequantize_equals_numpy_decoders(type: str) -> None:
 def test_dequantize_does_not_depend_on_pieces(type: str) -> None:
     t = pg.QuantType(type)
     row = pg.quantize(normal(1024), type, imatrix=importances(1024))
-    many = np.tile(row.data, (65, 1))
+    many = np.tile(row.data, (521, 1))
     numbers = pg.dequantize(many, type, threads=2)
-    assert numbers.size > PIECE and PIECE % t.block_size == 0
+    assert numbers.size > 2 * DEQUANTIZED_PIECE and DEQUANTIZED_PIECE % t.block_size == 0
     assert (numbers == row.dequantize()).all()
 
 
@@ -204,6 +205,7 @@ LAYOUTS: dict[str, Callable[[npt.NDArray[np.float32]], Any]] = {
     "float64": lambda x: x.astype(np.float64),
     "longdouble": lambda x: x.astype(np.longdouble),
     "bfloat16": lambda x: x.astype(ml_dtypes.bfloat16),
+    "big-endian bfloat16": lambda x: x.astype(np.dtype(ml_dtypes.bfloat16).newbyteorder(">")),
     "big-endian float32": lambda x: x.astype(">f4"),
     "big-endian float64": lambda x: x.astype(">f8"),
     "big-endian float16": lambda x: x.astype(">f2"),
@@ -294,6 +296,16 @@ def test_quantized_array_keeps_but_does_not_freeze() -> None:
     data = np.zeros((2, 34), np.uint8)
     q = pg.QuantizedArray(data, "q8_0")
     assert np.shares_memory(q.data, data) and data.flags.writeable and q.type == "Q8_0"
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_blocks_of_a_matrix_are_an_array() -> None:
+    """numpy.matrix keeps two axes whatever is asked of it."""
+    x = normal(2, 256)
+    out = np.matrix(np.zeros((2, 144), np.uint8))
+    for q in (pg.quantize(x, "Q4_K", out=out), pg.QuantizedArray(out, "Q4_K")):
+        assert type(q.data) is np.ndarray and np.shares_memory(q.data, out)
+        assert q[0].shape == (256,) and q == pg.quantize(np.matrix(x), "Q4_K")
 
 
 def test_equality_and_copies() -> None:

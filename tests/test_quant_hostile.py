@@ -8,10 +8,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -76,7 +80,12 @@ def decoding_onto_input() -> object:
     return pg.dequantize(buffer[:144], "Q4_K", out=buffer.view(np.float32))
 
 
+def masked(*shape: int) -> Any:
+    return np.ma.masked_less(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), 3)
+
+
 BLOCKS = np.zeros((2, 144), np.uint8)
+BIG_ENDIAN_BFLOAT16 = np.dtype(ml_dtypes.bfloat16).newbyteorder(">")
 
 # What raises InputError, and a word that its sentence must hold.
 REFUSED: dict[str, tuple[Call, str]] = {
@@ -91,6 +100,9 @@ REFUSED: dict[str, tuple[Call, str]] = {
         f"{dtype} array": (quantizing(np.ones(256, dtype)), "only float")
         for dtype in ("i1", "u1", "i4", "i8", "bool", "c8", "c16", "S4", "U4", "O", "M8[s]", "V4")
     },
+    "float8 array": (quantizing(np.ones(256, ml_dtypes.float8_e5m2)), "only float"),
+    "masked array": (quantizing(masked(2, 256)), "masked"),
+    "masked imatrix": (quantizing(X, imatrix=masked(256)), "imatrix has masked"),
     "list of int": (quantizing([1] * 256), "only float"),
     "ragged list": (quantizing([[1.0], [1.0, 2.0]]), "no array"),
     "None": (quantizing(None), "only float"),
@@ -173,11 +185,24 @@ REFUSED: dict[str, tuple[Call, str]] = {
     "dequantize as another type": (decoding(pg.QuantizedArray(BLOCKS, "Q4_K"), "Q5_K"), "not Q5_K"),
     **{
         f"dequantize to {dtype!r}": (decoding(BLOCKS, dtype=dtype), "dtype")
-        for dtype in ("int32", "complex64", ">f4", "nonsense", object, 7)
+        for dtype in ("int32", "complex64", ">f4", BIG_ENDIAN_BFLOAT16, "nonsense", object, 7)
     },
     "dequantize beyond float16": (
         lambda: pg.quantize(np.full(256, 1e6, np.float32), "Q8_0").dequantize(dtype=np.float16),
         "beyond float16",
+    ),
+    "dequantize NaN and beyond float16": (
+        lambda: pg.QuantizedArray(
+            np.array([np.nan, 1e6], np.float32).view(np.uint8), "F32"
+        ).dequantize(dtype=np.float16),
+        "beyond float16",
+    ),
+    "dequantize beyond bfloat16": (
+        lambda: pg.quantize([3.4e38], "F32").dequantize(dtype=ml_dtypes.bfloat16),
+        "beyond bfloat16",
+    ),
+    "dequantize an array of Q8_K": (
+        lambda: pg.QuantizedArray(np.zeros(292, np.uint8), "Q8_K").dequantize(), "Q8_K cannot",
     ),
     "dequantize out shape": (decoding(BLOCKS, out=np.empty((2, 255), np.float32)), "it must be"),
     "dequantize out dtype": (decoding(BLOCKS, out=np.empty((2, 256))), "it must be"),
@@ -293,6 +318,35 @@ def survives_random_bytes(type: str) -> None:
     assert pg.dequantize(np.full_like(data, 255), type).shape == (64, 512)
 
 
+def survives_changes_meanwhile(type: str) -> None:
+    """What another thread writes while a kernel reads it has passed no check."""
+    rng = np.random.default_rng(7)
+    x, imatrix = rng.standard_normal((8, 4096), np.float32), np.ones(4096, np.float32)
+    clean, wild = x.copy(), x * np.float32(1e19)
+    done = threading.Event()
+
+    def change() -> None:
+        while not done.is_set():
+            for row in range(len(x)):
+                x[row] = wild[row]
+                x[row] = clean[row]
+            imatrix[::5] = np.inf
+            imatrix[:] = 1
+
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(change)
+        for _ in range(200):
+            harmless_or_spoilt(lambda: pg.quantize(x, type, imatrix=imatrix, threads=1))
+        done.set()
+
+
+def harmless_or_spoilt(call: Call) -> None:
+    try:
+        call()
+    except pg.InputError as e:
+        assert SENTENCE.fullmatch(str(e)), e
+
+
 def empty(type: str) -> None:
     for shape in ((0, 256), (2, 0, 256), (0,), (3, 0)):
         q = pg.quantize(np.ones(shape, np.float32), type, imatrix=np.ones(shape[-1], np.float32))
@@ -318,6 +372,8 @@ def goes_on_working() -> None:
     assert np.abs(q.dequantize() - X).max() < np.abs(X).max() / 127
 
 
+for searching in ("IQ2_XXS", "IQ3_XXS", "IQ1_M", "Q4_K"):
+    SURVIVED[f"changes meanwhile {searching}"] = partial(survives_changes_meanwhile, searching)
 SURVIVED["goes on working"] = goes_on_working
 
 
@@ -347,6 +403,20 @@ def outcomes() -> dict[str, tuple[str, str]]:
     return {name: (kind, text) for name, kind, text in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "type"),
+    [
+        ((1 << 40, 256), np.float32, "Q4_K"), ((1 << 53, 256), np.float16, "F32"),
+        ((1 << 61,), np.float16, "F32"), ((0, 1 << 61), np.float16, "F32"),
+    ],
+)  # fmt: skip
+def test_results_that_no_memory_holds(shape: tuple[int, ...], dtype: Any, type: str) -> None:
+    with pytest.raises(MemoryError):
+        pg.quantize(np.broadcast_to(dtype(1), shape), type)
+    with pytest.raises(MemoryError):
+        pg.dequantize(np.zeros((1 << 62, 0), np.uint8), type)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_in_a_sentence(name: str, outcomes: dict[str, tuple[str, str]]) -> None:
     kind, text = outcomes[name]
@@ -364,7 +434,7 @@ import sys, time
 import numpy as np
 import phiggml as pg
 
-x = np.random.default_rng(0).standard_normal((1, {n}), dtype=np.float32)
+x = np.random.default_rng(0).standard_normal((1, {n}), dtype=np.float32) * np.float32({scale})
 x = np.broadcast_to(x, ({rows}, {n}))
 imatrix = np.ones({n}, np.float32)
 if {warm}:
@@ -380,15 +450,18 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize(
-    ("type", "rows", "n", "warm"),
+    ("type", "rows", "n", "warm", "scale"),
     [
-        ("IQ2_XS", 1 << 17, 4096, True),
-        ("IQ2_XS", 1 << 5, 1 << 24, True),
-        ("IQ2_S", 1, 256, False),  # while ggml builds its tables
+        ("IQ2_XS", 1 << 17, 4096, True, 1),
+        ("IQ2_XS", 1 << 5, 1 << 24, True, 1),
+        ("IQ2_S", 1, 256, False, 1),  # while ggml builds its tables
+        ("IQ1_S", 1, 256, False, 1e5),  # which our kernel does without, but not of such numbers
     ],
 )
-def test_ctrl_c_ends_within_a_second(type: str, rows: int, n: int, warm: bool) -> None:
-    script = ON_CTRL_C.format(type=type, rows=rows, n=n, warm=warm)
+def test_ctrl_c_ends_within_a_second(
+    type: str, rows: int, n: int, warm: bool, scale: float
+) -> None:
+    script = ON_CTRL_C.format(type=type, rows=rows, n=n, warm=warm, scale=scale)
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -197,13 +197,81 @@ def test_tensors_of_devices_and_of_integers_are_refused() -> None:
         pg.quantize(tensor, "Q8_0")
 
 
-def test_a_tensor_that_will_not_be_read() -> None:
-    class Tracked(Tensor):
-        def __dlpack__(self) -> Any:
-            raise BufferError("it requires a gradient")
+class Tracked(Tensor):
+    def __dlpack__(self) -> Any:
+        raise BufferError("it requires a gradient")
 
-    with pytest.raises(pg.InputError, match="it requires a gradient"):
-        pg.quantize(Tracked(normal(2, 64)), "Q8_0")
+
+class Newer(Tensor):
+    def __dlpack__(self) -> Any:
+        return capsule_of(ctypes.addressof(self.managed), b"dltensor_versioned", None)
+
+
+class Strange(Tensor):
+    def __dlpack__(self) -> Any:
+        return None
+
+
+class Nowhere(Tensor):
+    __dlpack_device__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Tracked, "it requires a gradient. Pass a numpy array"), (Newer, "incorrect name"),
+        (Strange, "invalid PyCapsule"), (Nowhere, "not callable"),
+    ],
+)  # fmt: skip
+def test_a_tensor_that_will_not_be_read(kind: type[Tensor], message: str) -> None:
+    with pytest.raises(pg.InputError, match=f"^quantize: x cannot be read in place: .*{message}"):
+        pg.quantize(kind(normal(2, 64)), "Q8_0")
+
+
+def test_a_capsule_is_used_once() -> None:
+    tensor = Tensor(normal(2, 64))
+    capsule = Tensor.__dlpack__(tensor)
+    tensor.__class__ = type("Miser", (Tensor,), {"__dlpack__": lambda _: capsule})
+    assert pg.quantize(tensor, "Q8_0").shape == (2, 64) and tensor.released == 1
+    with pytest.raises(pg.InputError, match="cannot be read in place"):
+        pg.quantize(tensor, "Q8_0")
+    assert tensor.released == 1
+
+
+def sizes(*numbers: int) -> Any:
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
+    "no axes": ({"ndim": 0}, "no axes"),
+    "fewer than no axes": ({"ndim": -1}, "no shape"),
+    "more axes than numpy has": (
+        {"ndim": 65, "shape": sizes(*[1] * 65), "strides": None}, "dimensions",
+    ),
+    "no shape": ({"shape": None}, "no shape"),
+    "no data": ({"data": None, "byte_offset": 0}, "no data"),
+    "negative sizes": ({"shape": sizes(-1, 64)}, "no sizes"),
+    "too many numbers": ({"shape": sizes(1 << 62, 1 << 62), "strides": None}, "too big"),
+    "strides beyond memory": ({"strides": sizes(1 << 62, 1)}, "no sizes"),
+    "another device": ({"device": DLDevice(2, 0)}, "memory of a device"),
+    "vectors": ({"dtype": DLDataType(2, 32, 2)}, "no tensor of float16"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_capsules_that_are_malformed(what: str) -> None:
+    fields, message = MALFORMED[what]
+    tensor = Tensor(normal(2, 64))
+    for name, value in fields.items():
+        setattr(tensor.managed, name, value)
+    with pytest.raises(pg.InputError, match=message):
+        pg.quantize(tensor, "Q8_0")
+
+
+def test_an_empty_tensor_needs_no_data() -> None:
+    tensor = Tensor(normal(0, 64))
+    tensor.managed.data, tensor.managed.byte_offset = None, 0
+    assert pg.quantize(tensor, "Q8_0").shape == (0, 64) and tensor.released == 1
 
 
 def test_out_may_not_overlap_a_tensor() -> None:
@@ -257,6 +325,32 @@ assert pg.quantize(x, "Q4_K", threads=3) == truth
 """
 
 
+FORKED_WHILE_BUILDING = """
+import os, signal, threading, time
+import numpy as np
+import phiggml as pg
+
+x = np.ones(256, np.float32)
+builds = threading.Thread(target=pg.quantize, args=(x, "IQ3_S"))
+builds.start()
+time.sleep(0.05)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    pg.quantize(x, "Q4_K")
+    pg.quantize(x, "IQ3_S")
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+builds.join()
+"""
+
+
+def test_a_fork_waits_for_tables_that_are_being_built() -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED_WHILE_BUILDING]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_children_have_a_pool_of_their_own() -> None:
     # Python 3.12 on warns of forks beside threads, which is what this is about.
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED]
@@ -290,3 +384,14 @@ def test_a_gigabyte_takes_no_more_than_its_result() -> None:
         [sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=600, check=True
     )
     assert int(done.stdout) <= 64 << 20
+
+
+@pytest.mark.parametrize("type", ["Q4_K", "IQ2_S", "IQ4_NL", "Q8_0", "MXFP4"])
+def test_results_and_blocks_at_odd_addresses(type: str) -> None:
+    x = normal(5, 1024)
+    plain = pg.quantize(x, type).data
+    memory = np.zeros(plain.nbytes + 1, np.uint8)
+    odd = memory[1:].reshape(plain.shape)
+    assert odd.ctypes.data % 2 == 1
+    assert np.array_equal(pg.quantize(x, type, out=odd).data, plain)
+    assert np.array_equal(pg.dequantize(odd, type), pg.dequantize(plain, type))

@@ -120,19 +120,6 @@ PHIGGML_INLINE void transpose_four(const float * rows, std::ptrdiff_t stride, Fl
     columns[3] = last_halves(last_ab, last_cd);
 }
 
-// The low byte of each lane: what a C cast keeps.
-PHIGGML_INLINE void store_bytes(std::uint8_t * to, Ints v) {
-#if defined(__AVX512F__)
-    const __m128i bytes = _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(v));
-    std::memcpy(to, &bytes, lanes);
-#else
-    const __m256i low = _mm256_set1_epi32(0x0c080400);
-    const __m256i fours = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(v), low);
-    const __m256i bytes = _mm256_permutevar8x32_epi32(fours, _mm256_setr_epi32(0, 4, 0, 0, 0, 0, 0, 0));
-    std::memcpy(to, &bytes, lanes);
-#endif
-}
-
 // In half precision, ties to even.
 PHIGGML_INLINE void store_halves(std::uint8_t * to, Floats v) {
 #if defined(__AVX512F__)

@@ -15,10 +15,10 @@ PHIGGML_INLINE Ints lane_numbers() {
     return v;
 }
 
-// The first `lanes` of 16 bytes, one to each lane. (gcc 12 warns of its own AVX-512 headers where no mask is given.)
+// The first `lanes` of 16 bytes, one to each lane.
 PHIGGML_INLINE Ints widen_unsigned(__m128i bytes) {
 #if defined(__AVX512F__)
-    return reinterpret_cast<Ints>(_mm512_maskz_cvtepu8_epi32(0xffff, bytes));
+    return reinterpret_cast<Ints>(_mm512_cvtepu8_epi32(bytes));
 #else
     return reinterpret_cast<Ints>(_mm256_cvtepu8_epi32(bytes));
 #endif
@@ -26,7 +26,7 @@ PHIGGML_INLINE Ints widen_unsigned(__m128i bytes) {
 
 PHIGGML_INLINE Ints widen_signed(__m128i bytes) {
 #if defined(__AVX512F__)
-    return reinterpret_cast<Ints>(_mm512_maskz_cvtepi8_epi32(0xffff, bytes));
+    return reinterpret_cast<Ints>(_mm512_cvtepi8_epi32(bytes));
 #else
     return reinterpret_cast<Ints>(_mm256_cvtepi8_epi32(bytes));
 #endif
@@ -57,11 +57,6 @@ PHIGGML_INLINE void scale_bytes(float factor, std::uint64_t bytes, float * out) 
     std::memcpy(out, &scaled, sizeof scaled);
 }
 
-// x in all lanes: all(-0) is +0.
-PHIGGML_INLINE Floats repeat(float x) {
-    return x - Floats{};
-}
-
 // The number of each lane, negated where the lane's bit of `signs` is set.
 PHIGGML_INLINE Floats negate_where(std::uint32_t signs, Floats v) {
     const Ints at_the_sign = all(static_cast<std::int32_t>(signs)) << (31 - lane_numbers());
@@ -77,7 +72,7 @@ struct SixteenNumbers {
     PHIGGML_INLINE SixteenNumbers(const SixteenNumbers & other, float factor) : numbers(other.numbers * factor) {}
 
     PHIGGML_INLINE Floats at(Ints index) const {
-        return _mm512_maskz_permutexvar_ps(0xffff, reinterpret_cast<__m512i>(index), numbers);
+        return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), numbers);
     }
 #else
     Floats low, high;
@@ -95,11 +90,26 @@ struct SixteenNumbers {
 #endif
 };
 
+// Of 16 bytes the numbers of their low halves, then those of their high ones.
+PHIGGML_INLINE void write_sixteen_and_sixteen(const SixteenNumbers & numbers, const std::uint8_t * packed,
+                                              float * out) {
+    for (int i = 0; i < 16; i += lanes) {
+        const Ints levels = widen(packed + i);
+        store(out + i, numbers.at(levels));
+        store(out + 16 + i, numbers.at(levels >> 4));
+    }
+}
+
+// Blocks may lie at any address. Their integers of 16 bits may not, so from an odd address a block is copied first.
 template <typename Block, std::int64_t block_numbers, void (*dequantize_block)(const Block &, float *)>
 void dequantize_blocks(const std::uint8_t * data, float * out, std::int64_t n) {
-    const Block * blocks = reinterpret_cast<const Block *>(data);
-    for (std::int64_t i = 0; i < n / block_numbers; ++i) {
-        dequantize_block(blocks[i], out + i * block_numbers);
+    const bool in_place = reinterpret_cast<std::uintptr_t>(data) % alignof(Block) == 0;
+    for (std::int64_t i = 0; i < n / block_numbers; ++i, data += sizeof(Block), out += block_numbers) {
+        Block copy;
+        if (!in_place) {
+            std::memcpy(&copy, data, sizeof copy);
+        }
+        dequantize_block(in_place ? *reinterpret_cast<const Block *>(data) : copy, out);
     }
 }
 

@@ -132,7 +132,7 @@ PHIGGML_INLINE void eight_odd_multiples(float d, float * scales) {
 PHIGGML_INLINE void write_moved(const std::uint32_t * index, std::uint32_t down, const float (&scale)[2], float * out) {
     for (int i = 0; i < 32; i += lanes) {
         const Floats levels = to_float(widen_signed(grid_bytes(iq1s_grid, index + i / 8)));
-        store(out + i, scale[i / 16] * (levels + negate_where(down >> i, repeat(IQ1S_DELTA))));
+        store(out + i, scale[i / 16] * (levels + negate_where(down >> i, all(IQ1S_DELTA))));
     }
 }
 
@@ -171,36 +171,19 @@ PHIGGML_INLINE void dequantize_iq1_m(const block_iq1_m & block, float * out) {
     }
 }
 
-PHIGGML_INLINE void write_sixteen_and_sixteen(const SixteenNumbers & numbers, const std::uint8_t * packed,
-                                              float * out) {
-    for (int i = 0; i < 16; i += lanes) {
-        const Ints levels = widen(packed + i);
-        store(out + i, numbers.at(levels));
-        store(out + 16 + i, numbers.at(levels >> 4));
-    }
+PHIGGML_INLINE void dequantize_iq4_nl(const block_iq4_nl & block, float * out) {
+    const SixteenNumbers numbers(SixteenNumbers(kvalues_iq4nl), from_half(block.d));
+    write_sixteen_and_sixteen(numbers, block.qs, out);
 }
 
-void dequantize_iq4_nl(const std::uint8_t * data, float * out, std::int64_t n) {
-    const block_iq4_nl * blocks = reinterpret_cast<const block_iq4_nl *>(data);
+PHIGGML_INLINE void dequantize_iq4_xs(const block_iq4_xs & block, float * out) {
     const SixteenNumbers levels(kvalues_iq4nl);
-    for (std::int64_t i = 0; i < n / QK4_NL; ++i) {
-        const SixteenNumbers numbers(levels, from_half(blocks[i].d));
-        write_sixteen_and_sixteen(numbers, blocks[i].qs, out + QK4_NL * i);
-    }
-}
-
-void dequantize_iq4_xs(const std::uint8_t * data, float * out, std::int64_t n) {
-    const block_iq4_xs * blocks = reinterpret_cast<const block_iq4_xs *>(data);
-    const SixteenNumbers levels(kvalues_iq4nl);
-    for (std::int64_t b = 0; b < n / QK_K; ++b) {
-        const block_iq4_xs & block = blocks[b];
-        const float d = from_half(block.d);
-        for (int i = 0; i < 8; ++i) {
-            const int low = (block.scales_l[i / 2] >> (4 * (i % 2))) & 15;
-            const int high = (block.scales_h >> (2 * i)) & 3;
-            const SixteenNumbers numbers(levels, d * static_cast<float>((low | (high << 4)) - 32));
-            write_sixteen_and_sixteen(numbers, block.qs + 16 * i, out + QK_K * b + 32 * i);
-        }
+    const float d = from_half(block.d);
+    for (int i = 0; i < 8; ++i) {
+        const int low = (block.scales_l[i / 2] >> (4 * (i % 2))) & 15;
+        const int high = (block.scales_h >> (2 * i)) & 3;
+        const SixteenNumbers numbers(levels, d * static_cast<float>((low | (high << 4)) - 32));
+        write_sixteen_and_sixteen(numbers, block.qs + 16 * i, out + 32 * i);
     }
 }
 
@@ -214,8 +197,8 @@ void add_dequantize_iq(Table & table) {
     table.types[GGML_TYPE_IQ2_S].dequantize = dequantize_blocks<block_iq2_s, QK_K, dequantize_iq2_s>;
     table.types[GGML_TYPE_IQ3_XXS].dequantize = dequantize_blocks<block_iq3_xxs, QK_K, dequantize_iq3_xxs>;
     table.types[GGML_TYPE_IQ3_S].dequantize = dequantize_blocks<block_iq3_s, QK_K, dequantize_iq3_s>;
-    table.types[GGML_TYPE_IQ4_NL].dequantize = dequantize_iq4_nl;
-    table.types[GGML_TYPE_IQ4_XS].dequantize = dequantize_iq4_xs;
+    table.types[GGML_TYPE_IQ4_NL].dequantize = dequantize_blocks<block_iq4_nl, QK4_NL, dequantize_iq4_nl>;
+    table.types[GGML_TYPE_IQ4_XS].dequantize = dequantize_blocks<block_iq4_xs, QK_K, dequantize_iq4_xs>;
 }
 
 }  // namespace phiggml::kernels::PHIGGML_ISA

@@ -60,7 +60,7 @@ PHIGGML_INLINE void dequantize_q8_0(const block_q8_0 & block, float * out) {
 }
 
 PHIGGML_INLINE void dequantize_q1_0(const block_q1_0 & block, float * out) {
-    const Floats minus_d = repeat(-from_half(block.d));
+    const Floats minus_d = all(-from_half(block.d));
     for (int i = 0; i < QK1_0; i += 16) {
         std::uint16_t positive;
         std::memcpy(&positive, block.qs + i / 8, sizeof positive);
@@ -142,28 +142,17 @@ PHIGGML_INLINE float half_of_ue4m3(std::uint8_t e4m3) {
     return e4m3 == 0x7f ? 0.0F : (e4m3 & 0x78) == 0 ? denormal : normal;
 }
 
-void dequantize_mxfp4(const std::uint8_t * data, float * out, std::int64_t n) {
-    const block_mxfp4 * blocks = reinterpret_cast<const block_mxfp4 *>(data);
-    const SixteenNumbers levels(kvalues_mxfp4);
-    for (std::int64_t b = 0; b < n / QK_MXFP4; ++b) {
-        const SixteenNumbers numbers(levels, half_of_e8m0(blocks[b].e));
-        for (int i = 0; i < 16; i += lanes) {
-            const Ints packed = widen(blocks[b].qs + i);
-            store(out + QK_MXFP4 * b + i, numbers.at(packed));
-            store(out + QK_MXFP4 * b + 16 + i, numbers.at(packed >> 4));
-        }
-    }
+PHIGGML_INLINE void dequantize_mxfp4(const block_mxfp4 & block, float * out) {
+    write_sixteen_and_sixteen(SixteenNumbers(SixteenNumbers(kvalues_mxfp4), half_of_e8m0(block.e)), block.qs, out);
 }
 
 // Eight bytes have the 16 numbers of a sub-block: the first eight in their low halves, the others in the high ones.
-void dequantize_nvfp4(const std::uint8_t * data, float * out, std::int64_t n) {
-    const block_nvfp4 * blocks = reinterpret_cast<const block_nvfp4 *>(data);
+PHIGGML_INLINE void dequantize_nvfp4(const block_nvfp4 & block, float * out) {
     const SixteenNumbers levels(kvalues_mxfp4);
-    for (std::int64_t i = 0; i < n / QK_NVFP4_SUB; ++i) {
-        const block_nvfp4 & block = blocks[i / 4];
-        const SixteenNumbers numbers(levels, half_of_ue4m3(block.d[i % 4]));
+    for (int i = 0; i < QK_NVFP4 / QK_NVFP4_SUB; ++i) {
+        const SixteenNumbers numbers(levels, half_of_ue4m3(block.d[i]));
         std::uint64_t packed;
-        std::memcpy(&packed, block.qs + 8 * (i % 4), sizeof packed);
+        std::memcpy(&packed, block.qs + 8 * i, sizeof packed);
         const __m128i bytes = _mm_set_epi64x(static_cast<long long>(packed >> 4), static_cast<long long>(packed));
         store(out + QK_NVFP4_SUB * i, numbers.at(widen_unsigned(bytes)));
         if constexpr (lanes == 8) {
@@ -174,7 +163,7 @@ void dequantize_nvfp4(const std::uint8_t * data, float * out, std::int64_t n) {
 
 PHIGGML_INLINE Floats load_f16(const std::uint8_t * from) {
 #if defined(__AVX512F__)
-    return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
 #else
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
 #endif
@@ -204,8 +193,8 @@ void add_dequantize_legacy(Table & table) {
     table.types[GGML_TYPE_Q2_0].dequantize = dequantize_blocks<block_q2_0, QK2_0, dequantize_q2_0>;
     table.types[GGML_TYPE_TQ1_0].dequantize = dequantize_blocks<block_tq1_0, QK_K, dequantize_tq1_0>;
     table.types[GGML_TYPE_TQ2_0].dequantize = dequantize_blocks<block_tq2_0, QK_K, dequantize_tq2_0>;
-    table.types[GGML_TYPE_MXFP4].dequantize = dequantize_mxfp4;
-    table.types[GGML_TYPE_NVFP4].dequantize = dequantize_nvfp4;
+    table.types[GGML_TYPE_MXFP4].dequantize = dequantize_blocks<block_mxfp4, QK_MXFP4, dequantize_mxfp4>;
+    table.types[GGML_TYPE_NVFP4].dequantize = dequantize_blocks<block_nvfp4, QK_NVFP4, dequantize_nvfp4>;
     table.types[GGML_TYPE_F16].dequantize = dequantize_f16;
 }
 

@@ -1,5 +1,7 @@
 #include "kernels/iq1_lattice.h"
 
+#include "kernels/made_once.h"
+
 #define GGML_COMMON_IMPL_CPP
 #include "ggml-common.h"
 
@@ -112,8 +114,9 @@ void Iq1Lattice::list_neighbours(int code, const std::uint16_t * points) {
 }
 
 const Iq1Lattice * iq1_lattice() {
-    static const Iq1Lattice lattice;
-    return lattice.is_complete() ? &lattice : nullptr;
+    static const Iq1Lattice * kept = nullptr;
+    const Iq1Lattice * lattice = made_once(kept, [] { return new (std::nothrow) const Iq1Lattice; });
+    return lattice != nullptr && lattice->is_complete() ? lattice : nullptr;
 }
 
 }  // namespace phiggml::kernels::PHIGGML_ISA

@@ -40,7 +40,8 @@ private:
     bool complete_ = true;
 };
 
-// Made at the first call, in a few hundredths of a second; null if the neighbours have no room.
+// Made at the first call, in a few hundredths of a second; null if the neighbours have no room, or there is no
+// memory.
 const Iq1Lattice * iq1_lattice();
 
 // The code of that neighbour of a code off the lattice which is nearest to the eight numbers, the first of equal ones.

@@ -272,8 +272,9 @@ template <class Type, class Block>
 void quantize(const float * x, std::uint8_t * out, std::int64_t n_rows, std::int64_t n_per_row, const float * imatrix) {
     ggml_quantize_init(Type::type);
     const phiggml_lattice lattice = phiggml_lattice_of(Type::type);
-    static const Neighbours neighbours = make_neighbours<8, 2, 3>(lattice);
-    if (neighbours.lists == nullptr) {
+    static const Neighbours * kept = nullptr;
+    const Neighbours * neighbours = made_once(kept, [&] { return make_neighbours<8, 2, 3>(lattice); });
+    if (neighbours == nullptr) {
         quantize_by_ggml(Type::type, x, out, n_rows, n_per_row, imatrix);
         return;
     }
@@ -290,7 +291,7 @@ void quantize(const float * x, std::uint8_t * out, std::int64_t n_rows, std::int
             column = column + QK_K == n_per_row ? 0 : column + QK_K;
         }
         find_sigma2<Type>(place);
-        quantize_tile<Type>(place, neighbours, lattice, blocks + first);
+        quantize_tile<Type>(place, *neighbours, lattice, blocks + first);
     }
 }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "kernels/blocks.h"
+#include "kernels/made_once.h"
 #include "upstream/ggml_quants.h"
 
 namespace phiggml::kernels::PHIGGML_ISA::iq2 {
@@ -16,8 +17,16 @@ constexpr int pack = lanes / chunk;  // so many lists are walked at once
 // A point's code has the level of each number in level_bits, the first in the lowest. A word of a list is a neighbour's
 // place in ggml's list << 16 | its code. The list of a point on the lattice is that point.
 struct Neighbours {
-    const std::int32_t * lists;  // by code: first chunk << 8 | number of chunks
-    const std::int32_t * words;
+    std::int32_t * lists = nullptr;  // by code: first chunk << 8 | number of chunks
+    std::int32_t * words = nullptr;
+
+    Neighbours() = default;
+    Neighbours(const Neighbours &) = delete;
+    Neighbours & operator=(const Neighbours &) = delete;
+    ~Neighbours() {
+        std::free(lists);
+        std::free(words);
+    }
 };
 
 // a's error is never less than b's, at any number that rounds to `level`, if b lies between the two.
@@ -74,9 +83,9 @@ inline int write_list(const phiggml_lattice & lattice, int code, std::int32_t * 
     return n / chunk;
 }
 
-// Of points with `n_levels` levels in each number. Null pointers where there is no memory.
+// Of points with `n_levels` levels in each number. Null where there is no memory.
 template <int dims, int level_bits, int n_levels>
-inline Neighbours make_neighbours(const phiggml_lattice & lattice) {
+inline const Neighbours * make_neighbours(const phiggml_lattice & lattice) {
     constexpr int n_codes = 1 << dims * level_bits;
     constexpr int mask = (1 << level_bits) - 1;
     const auto is_code = [](int code) {
@@ -94,22 +103,25 @@ inline Neighbours make_neighbours(const phiggml_lattice & lattice) {
             n_words += chunk + (at >= 0 ? 1 : lattice.neighbours[-at - 1]);
         }
     }
-    auto * lists = static_cast<std::int32_t *>(std::calloc(n_codes, sizeof(std::int32_t)));
-    auto * words = static_cast<std::int32_t *>(std::malloc(n_words * sizeof(std::int32_t)));
-    if (lists == nullptr || words == nullptr) {
-        std::free(lists);
-        std::free(words);
-        return {nullptr, nullptr};
+    auto * made = new (std::nothrow) Neighbours;
+    if (made == nullptr) {
+        return nullptr;
+    }
+    made->lists = static_cast<std::int32_t *>(std::calloc(n_codes, sizeof(std::int32_t)));
+    made->words = static_cast<std::int32_t *>(std::malloc(n_words * sizeof(std::int32_t)));
+    if (made->lists == nullptr || made->words == nullptr) {
+        delete made;
+        return nullptr;
     }
     int first = 0;
     for (int code = 0; code < n_codes; ++code) {
         if (is_code(code)) {
-            const int n_chunks = write_list<dims, level_bits>(lattice, code, words + chunk * first);
-            lists[code] = first << 8 | n_chunks;
+            const int n_chunks = write_list<dims, level_bits>(lattice, code, made->words + chunk * first);
+            made->lists[code] = first << 8 | n_chunks;
             first += n_chunks;
         }
     }
-    return {lists, words};
+    return made;
 }
 
 // table[level & 3] in each lane, of the four numbers that its own quarter (half, on AVX2) of the table has.

@@ -200,7 +200,12 @@ bool write_block(const Found & found, int lane, typename Type::Block & block) {
 
 template <typename Type, bool weighted>
 void quantize(const float * x, std::uint8_t * out, std::int64_t n_rows, std::int64_t n_per_row, const float * imatrix) {
-    const Lists & lists = lists_of(Type::type);
+    ggml_quantize_init(Type::type);
+    const Lists * lists = lists_of(Type::type);
+    if (lists == nullptr) {
+        quantize_by_ggml(Type::type, x, out, n_rows, n_per_row, imatrix);
+        return;
+    }
     auto * blocks = reinterpret_cast<typename Type::Block *>(out);
     const std::int64_t n_blocks = n_rows * n_per_row / QK_K;
     for (std::int64_t first = 0; first < n_blocks; first += super_blocks) {
@@ -212,7 +217,7 @@ void quantize(const float * x, std::uint8_t * out, std::int64_t n_rows, std::int
             }
         }
         Found found;
-        find<Type>(rows[0], weighted ? importances[0] : nullptr, lists, found);
+        find<Type>(rows[0], weighted ? importances[0] : nullptr, *lists, found);
         for (int j = 0; j < super_blocks && first + j < n_blocks; ++j) {
             if (!write_block<Type>(found, j * sub_blocks, blocks[first + j])) {
                 quantize_by_ggml(Type::type, rows[j], blocks + first + j, 1, QK_K, weighted ? importances[j] : nullptr);

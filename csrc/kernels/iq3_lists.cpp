@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 
+#include "kernels/made_once.h"
 #include "upstream/ggml_quants.h"
 
 namespace phiggml::kernels::PHIGGML_ISA::iq3 {
@@ -95,13 +96,10 @@ struct MadeLists : Lists {
 
 }  // namespace
 
-const Lists & lists_of(ggml_type type) {
-    if (type == GGML_TYPE_IQ3_XXS) {
-        static const MadeLists lists(GGML_TYPE_IQ3_XXS);
-        return lists;
-    }
-    static const MadeLists lists(GGML_TYPE_IQ3_S);
-    return lists;
+const Lists * lists_of(ggml_type type) {
+    static const MadeLists *of_xxs = nullptr, *of_s = nullptr;
+    return made_once(type == GGML_TYPE_IQ3_XXS ? of_xxs : of_s,
+                     [type] { return new (std::nothrow) const MadeLists(type); });
 }
 
 }  // namespace phiggml::kernels::PHIGGML_ISA::iq3

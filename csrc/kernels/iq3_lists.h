@@ -35,7 +35,7 @@ struct Lists {
     std::int32_t zeros;  // the word of the point of code 0
 };
 
-// Of GGML_TYPE_IQ3_XXS or GGML_TYPE_IQ3_S, made by the first call.
-const Lists & lists_of(ggml_type type);
+// Of GGML_TYPE_IQ3_XXS or GGML_TYPE_IQ3_S, made by the first call; null if there is no memory.
+const Lists * lists_of(ggml_type type);
 
 }  // namespace phiggml::kernels::PHIGGML_ISA::iq3

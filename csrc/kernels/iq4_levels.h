@@ -77,9 +77,10 @@ struct LevelsOfHalves {
 
 constexpr LevelsOfHalves levels_of_halves;
 
-// For numbers of at most 140 in magnitude.
+// For numbers of at most 140 in magnitude; the bounds are for those that another thread has changed meanwhile.
 PHIGGML_INLINE Floats nearest_level(Floats v) {
-    const Floats halves = _mm256_floor_ps(v + v);
+    const Floats most = all(static_cast<float>(LevelsOfHalves::most - 1));
+    const Floats halves = _mm256_floor_ps(greatest(least(v + v, most), -most));
     return gather(levels_of_halves.level + LevelsOfHalves::most, to_int(halves));
 }
 

@@ -1,15 +1,5 @@
 // Q3_K and Q6_K: each sub-block has a step, which is a small integer times that of the super-block. A batch of
 // super-blocks is quantized at once, one in each lane.
-
-// GCC takes the undefined operands of its own intrinsics for a mistake of ours.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
-
 #include "kernels/blocks.h"
 #include "kernels/families.h"
 #include "kernels/k_offset_blocks.h"

@@ -48,15 +48,12 @@ PHIGGML_INLINE void set_steps(SignedBatch & batch, Floats step, const Ints * mul
 // Levels plus n_max, from divisions as ggml does them.
 template <int n_max>
 void levels_by_division(const float * x, const SignedBatch & batch, int lane, std::uint8_t * levels) {
-    for (int j = 0; j < n_parts; ++j) {
-        Ints found[part / lanes];
-        for (int i = 0; i < part / lanes; ++i) {
-            const Floats numbers = load(x + j * part + i * lanes);
-            const float step = batch.steps[j][lane];
-            const Ints level = nearest_int(step != 0.0F ? numbers / step : numbers * batch.factors[j][lane]);
-            found[i] = (greatest(least(level, all(n_max - 1)), all(-n_max)) + n_max) & batch.kept[j][lane];
-        }
-        store_last_bytes(levels + j * part, found);
+    for (int i = 0; i < QK_K; i += lanes) {
+        const int j = i / part;
+        const Floats numbers = load(x + i);
+        const float step = batch.steps[j][lane];
+        const Ints level = nearest_int(step != 0.0F ? numbers / step : numbers * batch.factors[j][lane]);
+        store_bytes(levels + i, (greatest(least(level, all(n_max - 1)), all(-n_max)) + n_max) & batch.kept[j][lane]);
     }
 }
 
@@ -64,16 +61,13 @@ void levels_by_division(const float * x, const SignedBatch & batch, int lane, st
 template <int n_max>
 PHIGGML_INLINE void levels_of_super_block(const float * x, const SignedBatch & batch, int lane, std::uint8_t * levels) {
     Floats farthest{};
-    for (int j = 0; j < n_parts; ++j) {
-        Ints found[part / lanes];
-        for (int i = 0; i < part / lanes; ++i) {
-            const Floats v = load(x + j * part + i * lanes) * batch.factors[j][lane];
-            const Floats within = greatest(least(v, all(n_max - 1.0F)), all(-1.0F * n_max));
-            const Floats shifted = within + rounding_shift;
-            farthest = greatest(magnitude(within - (shifted - rounding_shift)), farthest);
-            found[i] = (bits(shifted) + n_max) & batch.kept[j][lane];
-        }
-        store_last_bytes(levels + j * part, found);
+    for (int i = 0; i < QK_K; i += lanes) {
+        const int j = i / part;
+        const Floats v = load(x + i) * batch.factors[j][lane];
+        const Floats within = greatest(least(v, all(n_max - 1.0F)), all(-1.0F * n_max));
+        const Floats shifted = within + rounding_shift;
+        farthest = greatest(magnitude(within - (shifted - rounding_shift)), farthest);
+        store_bytes(levels + i, (bits(shifted) + n_max) & batch.kept[j][lane]);
     }
     if (batch.careful[lane] != 0 || any(farthest > 0.49998F)) {
         levels_by_division<n_max>(x, batch, lane, levels);

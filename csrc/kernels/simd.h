@@ -187,17 +187,17 @@ PHIGGML_INLINE void transpose(const float * rows, std::ptrdiff_t stride, Floats 
     }
 }
 
-// The last bytes of 16 lanes: one vector of 16, or two of 8.
-PHIGGML_INLINE void store_last_bytes(std::uint8_t * to, const Ints * v) {
+// The low byte of each lane: what a C cast keeps.
+PHIGGML_INLINE void store_bytes(std::uint8_t * to, Ints v) {
 #if defined(__AVX512F__)
-    const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(v[0]));
+    const __m128i bytes = _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(v));
+    std::memcpy(to, &bytes, lanes);
 #else
-    const Ints low = v[0] & 0xff, high = v[1] & 0xff;
-    const __m256i words = _mm256_packs_epi32(reinterpret_cast<__m256i>(low), reinterpret_cast<__m256i>(high));
-    const __m256i sorted = _mm256_permute4x64_epi64(words, 0xd8);
-    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(sorted), _mm256_extracti128_si256(sorted, 1));
+    const __m256i low = _mm256_set1_epi32(0x0c080400);
+    const __m256i fours = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(v), low);
+    const __m256i bytes = _mm256_permutevar8x32_epi32(fours, _mm256_setr_epi32(0, 4, 0, 0, 0, 0, 0, 0));
+    std::memcpy(to, &bytes, lanes);
 #endif
-    std::memcpy(to, &bytes, sizeof bytes);
 }
 
 }  // namespace phiggml::kernels::PHIGGML_ISA

@@ -1,15 +1,5 @@
 // Q4_0, Q4_1, Q5_0 and Q5_1 with importances: weights of the numbers that depend on the whole row, and a search for
 // each block, one block in each lane.
-
-// GCC takes the undefined operands of its own intrinsics for a mistake of ours.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
-
 #include "kernels/blocks.h"
 #include "kernels/families.h"
 #include "kernels/k_offset_blocks.h"

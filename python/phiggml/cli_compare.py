@@ -70,7 +70,8 @@ def _compare(arguments: argparse.Namespace) -> int:
             found = _measured(selection, imatrix, threads, progress=bar)
     title = _title(source, selection)
     if picture is not None:
-        write_picture(found, picture, title, overwrite=arguments.overwrite)
+        heading = title if imatrix is None else f"{title}, with importances"
+        write_picture(found, picture, heading, overwrite=arguments.overwrite)
     if arguments.json:
         say_json(_document(source, selection, imatrix, found=found))
     else:
@@ -154,7 +155,7 @@ def _notes(selection: Selection, imatrix: Importances | None) -> list[str]:
     if selection.greatest_block is not None:
         lines.append(
             f"types with blocks of more than {selection.greatest_block} are left out: most rows "
-            "are no multiple of them; --types takes any"
+            "are no multiple of them; --types takes them where rows fit"
         )
     return ["", *lines] if lines else []
 

@@ -42,16 +42,11 @@ def require_picture(path: Path, source: str, *, overwrite: bool) -> None:
     """Checks that a picture can be written, before the work that it is to show.
 
     Raises:
-        InputError: matplotlib is not installed or writes no such format; or the picture would
-            replace the source.
+        UnsupportedError: matplotlib is not installed.
+        InputError: it writes no such format; or the picture would replace the source.
         FileExistsError: the file exists and overwrite is False.
     """
-    figure = new_figure(_WIDTH, _HEIGHT)
-    if figure is None:
-        raise pg.InputError(
-            "compare: --plot draws by matplotlib, which is not installed. Install it: "
-            "pip install phiggml[plot]. Without --plot, the table alone is printed."
-        )
+    figure = _new_figure()
     formats = figure.canvas.get_supported_filetypes()
     if picture_format(path) not in formats:
         raise pg.InputError(
@@ -69,13 +64,22 @@ def write_picture(found: TypeComparison, path: Path, title: str, *, overwrite: b
         InputError: matplotlib cannot draw it.
         FileExistsError: the file exists and overwrite is False.
     """
-    figure = new_figure(_WIDTH, _HEIGHT)
+    figure = _new_figure()
     write_figure(
         figure,
         lambda: _draw(figure, found.rows, title),
         path,
         operation="compare",
         overwrite=overwrite,
+    )
+
+
+def _new_figure() -> Any:
+    return new_figure(
+        _WIDTH,
+        _HEIGHT,
+        operation="compare",
+        otherwise="Without --plot, the table alone is printed.",
     )
 
 

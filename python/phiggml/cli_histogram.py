@@ -206,12 +206,13 @@ def write_picture(found: Histogram, path: Path, title: str, *, log: bool, overwr
         FileExistsError: the file exists and overwrite is False.
     """
     require_writable_name(path, overwrite=overwrite)
-    figure = new_figure(8, 4.5, layout="constrained")
-    if figure is None:
-        raise pg.UnsupportedError(
-            "inspect: pictures are drawn by matplotlib, which is not installed. "
-            "Install it: pip install matplotlib. Without -o, bars are drawn as text."
-        )
+    figure = new_figure(
+        8,
+        4.5,
+        operation="inspect",
+        otherwise="Without -o, bars are drawn as text.",
+        layout="constrained",
+    )
     write_figure(
         figure,
         lambda: _draw(figure, found, title, log=log),

@@ -15,12 +15,27 @@ from phiggml.atomic_file import AtomicFile
 __all__ = ["new_figure", "picture_format", "write_figure"]
 
 
-def new_figure(width: float, height: float, *, layout: str | None = None) -> Any:
-    """An empty matplotlib figure of this size in inches; None if matplotlib is not installed."""
+def new_figure(
+    width: float, height: float, *, operation: str, otherwise: str, layout: str | None = None
+) -> Any:
+    """An empty matplotlib figure.
+
+    Args:
+        width, height: in inches.
+        operation: for whom.
+        otherwise: a sentence on what can be had without matplotlib.
+        layout: matplotlib's layout engine; None for places that are set by hand.
+
+    Raises:
+        UnsupportedError: matplotlib is not installed.
+    """
     try:
         figure_class = importlib.import_module("matplotlib.figure").Figure
     except ImportError:
-        return None
+        raise pg.UnsupportedError(
+            f"{operation}: pictures are drawn by matplotlib, which is not installed. "
+            f"Install it: pip install matplotlib. {otherwise}"
+        ) from None
     return figure_class(figsize=(width, height), layout=layout)
 
 

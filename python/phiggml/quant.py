@@ -73,9 +73,10 @@ def quantize(
         QuantizedArray of x's shape.
 
     Raises:
-        InputError: integers, no axes, a last axis that is no multiple of the block, non-finite
-            values, values or importances beyond the type, an imatrix that is missing, misshapen
-            or negative, an `out` that is misshapen, read-only or overlaps x or imatrix.
+        InputError: integers, masked numbers, no axes, a last axis that is no multiple of the
+            block, non-finite values, values or importances beyond the type, an imatrix that is
+            missing, misshapen or negative, an `out` that is misshapen, read-only or overlaps x or
+            imatrix.
 
     Cost:
         x is read in place, whatever its dtype and strides (of foreign byte order or of more than
@@ -99,7 +100,7 @@ def quantize(
     shape = (*values.shape[:-1], quant_type.row_bytes(values.shape[-1]))
     if out is not None:
         checked_out(out, shape, np.uint8, values, array, weights)
-    data = aligned(shape, np.dtype(np.uint8)) if out is None else out.view()
+    data = aligned(shape, np.dtype(np.uint8)) if out is None else np.asarray(out)
     n_threads, allow = thread_count(threads, "quantize"), nonfinite == "allow"
     _core.quant.quantize_rows(values, quant_type.id, rows(data), weights, n_threads, allow)
     return QuantizedArray(data, quant_type)

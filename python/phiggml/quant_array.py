@@ -144,7 +144,11 @@ class QuantizedArray:
             if not isinstance(first, QuantizedArray):
                 return self.__rmatmul__(first)
             return first.matmul(second)
+        if method == "at" and isinstance(inputs[0], QuantizedArray):
+            return NotImplemented  # it would change a copy
         arrays = [np.asarray(x) if isinstance(x, QuantizedArray) else x for x in inputs]
+        if isinstance(options.get("where"), QuantizedArray):
+            options["where"] = np.asarray(options["where"])
         return getattr(ufunc, method)(*arrays, **options)
 
     def __array__(
@@ -199,8 +203,8 @@ def dequantize(
 
     Raises:
         InputError: bytes that are not uint8, not contiguous or no whole blocks, raw bytes
-            without a type, a dtype that is no float, numbers beyond float16 where that is asked
-            for, an `out` that is misshapen, read-only or overlaps data.
+            without a type, a dtype that is no float, numbers beyond float16 or bfloat16 where
+            that is asked for, an `out` that is misshapen, read-only or overlaps data.
 
     Cost:
         One pass, nothing beside the result. The GIL is released.
@@ -221,12 +225,12 @@ def dequantize(
     shape = (*blocks.shape[:-1], n)
     if out is not None:
         checked_out(out, shape, wanted, blocks)
-    numbers = aligned(shape, wanted) if out is None else out
+    numbers = aligned(shape, wanted) if out is None else np.asarray(out)
     bits = numbers.view(np.uint16) if wanted.name == "bfloat16" else numbers
     _core.quant.dequantize_rows(
         rows(blocks), quant_type.id, n, rows(bits), thread_count(threads, "dequantize")
     )
-    return numbers
+    return numbers if out is None else out
 
 
 def _leading_index(keys: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
@@ -252,7 +256,7 @@ def _float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
         wanted = np.dtype(dtype)
     except TypeError as e:
         raise InputError(f"dequantize: {dtype!r} is no dtype. Ask for np.float32.") from e
-    if wanted not in READ_IN_PLACE and wanted.name != "bfloat16":
+    if wanted not in READ_IN_PLACE and not (wanted.name == "bfloat16" and wanted.isnative):
         raise InputError(f"dequantize: dtype {wanted} is no float32, float16, bfloat16 or float64.")
     return wanted
 
@@ -268,7 +272,7 @@ def _blocks(data: npt.NDArray[np.uint8], quant_type: QuantType, operation: str) 
         )
     if not data.flags.c_contiguous:
         raise InputError(f"{operation}: data is not C-contiguous. Pass np.ascontiguousarray(data).")
-    return data[...]
+    return np.asarray(data)[...]
 
 
 def _blocks_and_type(
@@ -277,10 +281,13 @@ def _blocks_and_type(
     if isinstance(data, QuantizedArray):
         if type is not None and QuantType(type) != data.type:
             raise InputError(f"dequantize: data is {data.type}, not {type}. Leave type out.")
-        return data.data, data.type
-    if type is None:
+        quant_type = data.type
+    elif type is None:
         raise InputError("dequantize: raw bytes do not say their type. Pass type=.")
-    quant_type = QuantType(type)
+    else:
+        quant_type = QuantType(type)
     if not quant_type.can_dequantize:
         raise InputError(f"dequantize: {quant_type} cannot be turned into floats here.")
+    if isinstance(data, QuantizedArray):
+        return data.data, quant_type
     return _blocks(data, quant_type, "dequantize"), quant_type

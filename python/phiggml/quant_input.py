@@ -24,7 +24,7 @@ def numbers(x: Any, operation: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]
         _tensor(x, operation) if _is_tensor(x) else (_array(x, f"{operation}: x"), False)
     )
     bfloat16 = bfloat16 or array.dtype.name == "bfloat16"
-    if not bfloat16 and array.dtype.kind != "f":
+    if not bfloat16 and (array.dtype.kind != "f" or array.dtype.itemsize < 2):
         raise InputError(
             f"{operation}: x is of dtype {array.dtype}: only float arrays are taken. "
             "Convert it with x.astype(np.float32)."
@@ -32,7 +32,8 @@ def numbers(x: Any, operation: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]
     if array.ndim == 0:
         raise InputError(f"{operation}: x has no axes: it needs at least one.")
     if bfloat16:
-        return array.view(np.uint16), array
+        native = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+        return native.view(np.uint16), array
     if array.dtype in READ_IN_PLACE:
         return array, array
     with np.errstate(over="ignore", under="ignore"):
@@ -51,19 +52,26 @@ def _is_tensor(x: Any) -> bool:
 def _tensor(x: Any, operation: str) -> tuple[npt.NDArray[Any], bool]:
     """The numbers of another library's tensor, in place, and whether they are bfloat16's bits."""
     try:
-        kind, _ = x.__dlpack_device__()
-        capsule = x.__dlpack__() if kind in _HOST_MEMORY else None
-    except (BufferError, RuntimeError, TypeError, ValueError) as e:
-        raise InputError(f"{operation}: x cannot be read in place: {e}") from e
-    if capsule is None:
+        device = x.__dlpack_device__()
+        kind = int(device[0])
+        if kind in _HOST_MEMORY:
+            return _core.quant.from_dlpack(x.__dlpack__())
+    except InputError:
+        raise
+    except (AttributeError, BufferError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        reason = str(e).rstrip(".")
         raise InputError(
-            f"{operation}: x lies in the memory of a device (DLPack type {int(kind)}). Move it to "
-            "the CPU first, with x.cpu() in torch."
-        )
-    return _core.quant.from_dlpack(capsule)
+            f"{operation}: x cannot be read in place: {reason}. Pass a numpy array."
+        ) from e
+    raise InputError(
+        f"{operation}: x lies in the memory of a device (DLPack type {kind}). Move it to the CPU "
+        "first, with x.cpu() in torch."
+    )
 
 
 def _array(x: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
+    if np.ma.is_masked(x):
+        raise InputError(f"{what} has masked numbers, and blocks have no mask. Pass x.filled(0).")
     try:
         return np.asarray(x)
     except ValueError as e:
@@ -88,9 +96,12 @@ def importances(
 def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """An array, not cleared, that begins where a cache line does."""
     nbytes = math.prod(shape) * dtype.itemsize
-    memory = np.empty(nbytes + _CACHE_LINE, np.uint8)
-    begin = -memory.ctypes.data % _CACHE_LINE
-    return memory[begin : begin + nbytes].view(dtype).reshape(shape)
+    try:
+        memory = np.empty(nbytes + _CACHE_LINE, np.uint8)
+        begin = -memory.ctypes.data % _CACHE_LINE
+        return memory[begin : begin + nbytes].view(dtype).reshape(shape)
+    except ValueError as e:  # more than numpy counts
+        raise MemoryError(f"an array of {dtype}{list(shape)}: {e}") from e
 
 
 def rows(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -61,7 +61,7 @@ def _products_one_by_one(
     """float32[..., k, n_out] of vectors [..., k, n] and matrices [..., n_out, row_bytes]."""
     try:
         leading = np.broadcast_shapes(vectors.shape[:-2], matrices.shape[:-2])
-    except ValueError as e:
+    except (RuntimeError, ValueError) as e:  # numpy's limit of axes, or no common shape
         raise InputError(
             f"matmul: the leading axes of x, {vectors.shape[:-2]}, do not go with those of the "
             f"quantized array, {matrices.shape[:-2]}."
