@@ -30,6 +30,7 @@ void register_runtime(py::module_ & m);
 void register_quant(py::module_ & m);
 void register_gguf(py::module_ & m);
 void register_recipe(py::module_ & m);
+void register_pipeline(py::module_ & m);
 void register_model(py::module_ & m);
 void register_session(py::module_ & m);
 

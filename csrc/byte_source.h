@@ -41,6 +41,9 @@ public:
     // Now; of what cannot be written to it is always the same.
     virtual ByteStamp stamp() const { return {size_, 0, 0}; }
 
+    // These bytes will be read soon: a hint that costs nothing.
+    virtual void expect(std::uint64_t, std::uint64_t) const noexcept {}
+
     // Keeps phiggml's editors from the file as long as the result lives; nullptr where that cannot be.
     virtual std::shared_ptr<void> hold_still() const { return nullptr; }
 

@@ -116,6 +116,9 @@ public:
     const ByteSource & source() const noexcept { return *source_; }
     const std::shared_ptr<const ByteSource> & shared_source() const noexcept { return source_; }
 
+    // Of the source, when it was parsed.
+    const ByteStamp & stamp() const noexcept { return stamp_; }
+
     // Whether nobody has written to it since it was parsed.
     bool is_unchanged() const { return source_->stamp() == stamp_; }
 

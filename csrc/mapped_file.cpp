@@ -111,6 +111,15 @@ std::shared_ptr<void> MappedFile::hold_still() const {
     return {nullptr, [descriptor](void *) { ::flock(descriptor, LOCK_UN); }};
 }
 
+void MappedFile::expect(std::uint64_t offset, std::uint64_t nbytes) const noexcept {
+#if defined(POSIX_FADV_WILLNEED)
+    ::posix_fadvise(descriptor_.value, static_cast<off_t>(offset), static_cast<off_t>(nbytes), POSIX_FADV_WILLNEED);
+#else
+    static_cast<void>(offset);
+    static_cast<void>(nbytes);
+#endif
+}
+
 void MappedFile::copy(std::uint64_t offset, std::uint64_t nbytes, std::uint8_t * out) const {
     while (nbytes > 0) {
         const std::size_t chunk = static_cast<std::size_t>(std::min(nbytes, max_transfer));

@@ -25,6 +25,7 @@ public:
     int descriptor() const noexcept { return descriptor_.value; }
 
     ByteStamp stamp() const override;
+    void expect(std::uint64_t offset, std::uint64_t nbytes) const noexcept override;
     std::shared_ptr<void> hold_still() const override;
 
 private:

@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, m) {
     phiggml::register_quant(m);
     phiggml::register_gguf(m);
     phiggml::register_recipe(m);
+    phiggml::register_pipeline(m);
     phiggml::register_model(m);
     phiggml::register_session(m);
 }

@@ -291,14 +291,6 @@ QuantizationErrorSums error_sums(const float * values, const float * results, st
     return sums;
 }
 
-void add(const QuantizationErrorSums & sum, QuantizationErrorSums & total) {
-    total.squared_error += sum.squared_error;
-    total.squared_value += sum.squared_value;
-    total.squared_result += sum.squared_result;
-    total.product += sum.product;
-    total.max_abs = std::max(total.max_abs, sum.max_abs);
-}
-
 }  // namespace
 
 void quantize_rows(const ValueRows & rows, const QuantizeSettings & settings, std::uint8_t * out, Progress & progress) {
@@ -355,9 +347,56 @@ QuantizationErrorSums measure_error(const ValueRows & rows, const QuantizeSettin
             sums[at] = error_sums(values, result.at_least(n), n);
         });
         // Summed in order, so that the figures do not depend on the number of threads.
-        std::for_each_n(sums.begin(), n_sums, [&](const QuantizationErrorSums & sum) { add(sum, total); });
+        std::for_each_n(sums.begin(), n_sums, [&](const QuantizationErrorSums & sum) { add_errors(total, sum); });
     }
     return total;
+}
+
+void requantize_rows(const BlockRows & rows, const QuantizeSettings & settings, std::uint8_t * out,
+                     QuantizationErrorSums * error, Progress & progress) {
+    const std::int64_t n_per_row = rows.n_per_row;
+    const std::int64_t at_once = std::max<std::int64_t>(1, piece_numbers / n_per_row);
+    const auto bytes = [&](int type, std::int64_t n_rows) {
+        return static_cast<std::size_t>(n_rows * (n_per_row / block_size(type))) * block_bytes(type);
+    };
+    NumberBuffer numbers, results;
+    for (std::int64_t first = 0; first < rows.n_rows; first += at_once) {
+        const std::int64_t n_rows = std::min(at_once, rows.n_rows - first);
+        const std::int64_t n = n_rows * n_per_row;
+        std::uint8_t * to = out + bytes(settings.type, first);
+        float * values = numbers.at_least(n);
+        to_float32(rows.type, rows.data + bytes(rows.type, first), values, n);
+        const ValueRows together(values, ValueKind::float32, {n_rows, n_per_row},
+                                 {n_per_row * std::int64_t{sizeof(float)}, sizeof(float)});
+        quantize_rows(together, settings, to, progress);
+        if (error != nullptr) {
+            to_float32(settings.type, to, results.at_least(n), n);
+            add_errors(*error, error_sums(values, results.at_least(n), n));
+        }
+    }
+}
+
+void require_finite(int type, const std::uint8_t * data, std::int64_t n) {
+    if (!dequantizable(type)) {
+        return;
+    }
+    NumberBuffer numbers;
+    for (std::int64_t begin = 0; begin < n; begin += piece_numbers) {
+        const std::int64_t size = std::min(piece_numbers, n - begin);
+        float * values = numbers.at_least(size);
+        to_float32(type, data + static_cast<std::size_t>(begin / block_size(type)) * block_bytes(type), values, size);
+        if (!magnitude(values, size).finite) {
+            throw Error(ErrorKind::input, "it holds NaN or infinity. Repair the source first.");
+        }
+    }
+}
+
+void add_errors(QuantizationErrorSums & sums, const QuantizationErrorSums & more) {
+    sums.squared_error += more.squared_error;
+    sums.squared_value += more.squared_value;
+    sums.squared_result += more.squared_result;
+    sums.product += more.product;
+    sums.max_abs = std::max(sums.max_abs, more.max_abs);
 }
 
 }  // namespace phiggml

@@ -35,6 +35,24 @@ struct NumberRows {
 };
 void dequantize_rows(int type, const std::uint8_t * data, const NumberRows & out, int threads, Progress & progress);
 
+// Rows of blocks of any type, or of numbers that are one.
+struct BlockRows {
+    int type;
+    const std::uint8_t * data;
+    std::int64_t n_rows;
+    std::int64_t n_per_row;
+};
+
+// Rows of one type to rows of another, on this thread, some at a time so that they stay in its cache. Adds up the
+// error where sums are given.
+void requantize_rows(const BlockRows & rows, const QuantizeSettings & settings, std::uint8_t * out,
+                     QuantizationErrorSums * error, Progress & progress);
+
+// Throws Error::input where one of n numbers is not finite, of types that have numbers.
+void require_finite(int type, const std::uint8_t * data, std::int64_t n);
+
+void add_errors(QuantizationErrorSums & sums, const QuantizationErrorSums & more);
+
 // Quantizes and dequantizes piece by piece, keeping neither result.
 QuantizationErrorSums measure_error(const ValueRows & rows, const QuantizeSettings & settings, Progress & progress);
 

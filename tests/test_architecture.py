@@ -21,7 +21,7 @@ FLOORS = [
     {"__init__", "__main__"},
     {"cli"},
     {"conversion"},
-    {"quantization", "report", "source"},
+    {"quantization", "report", "pipeline", "source"},
     {"session"},
     {"model"},
     {"quant", "gguf", "recipe", "comparison", "chat", "completion", "sampling", "embedding"},

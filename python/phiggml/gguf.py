@@ -378,6 +378,24 @@ class GGUFTensor:
             out = self._fetched(part, start, stop - start).copy()
         return little_endian_bytes(out, self.type) if part.core.is_big_endian else out
 
+    def row_runs(self) -> tuple[_core.pipeline.RowRun, ...] | None:
+        """Where the rows lie, for what reads them on threads without Python.
+
+        Returns:
+            One run of all rows; None of a file in a big-endian machine's order, or at a URL.
+        """
+        part = self._open_part()
+        if part.remote is not None or part.core.is_big_endian:
+            return None
+        return (
+            _core.pipeline.RowRun(
+                source=_core.pipeline.source_of_gguf(part.core),
+                offset=self.offset,
+                n_rows=self.n_rows,
+                type_id=self.type.id,
+            ),
+        )
+
     def dequantize(self) -> npt.NDArray[Any]:
         """Turns the data into numbers.
 

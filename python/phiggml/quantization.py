@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ from phiggml.gguf import GGUFValue, GGUFWriter
 from phiggml.gguf_part import aligned
 from phiggml.gguf_value import encode_string, encode_value
 from phiggml.gguf_writer_metadata import PADDING_KEY, SPLIT_KEYS
+from phiggml.pipeline import Chunk, PipelineSettings, converted
 from phiggml.progress import Progress
-from phiggml.quant import QuantType
 from phiggml.recipe import (
     ModelShape,
     Plan,
-    PlannedTensor,
     QuantizeOptions,
     TensorFacts,
     plan_types,
@@ -45,15 +44,6 @@ __all__ = [
     "quantize_model",
     "write_model",
 ]
-
-# Enough rows at a time to keep all threads busy, few enough to stay in the processor's caches.
-_MEMORY_OF_A_THREAD = 4 << 20
-_DEFAULT_MEMORY = 32 << 20
-# What is copied as it is: enough at a time that the steps of Python cost nothing, few enough that
-# the bytes are still in a cache when they are written.
-_COPIED_AT_ONCE = 4 << 20
-# The bits of infinity: those of finite numbers are smaller, those of NaN greater.
-_INFINITY = {"F32": 0x7F80_0000, "F16": 0x7C00, "BF16": 0x7F80}
 
 _DEFAULT_OPTIONS = QuantizeOptions()
 
@@ -185,16 +175,17 @@ def write_model(
         options=job.options,
         imatrix_names=imatrix,
     )
-    threads = thread_count(job.threads, "quantize")
-    budget = _memory(job.options, plan, threads)
+    settings = PipelineSettings(thread_count(job.threads, "quantize"), _max_memory(job.options))
     metadata = _output_metadata(source.metadata, plan)
     if job.dry_run:
         nbytes = file_size(metadata, plan)
     else:
-        converter = _Converter(imatrix or {}, budget, threads, progress=job.progress)
-        with GGUFWriter(path, overwrite=job.overwrite) as writer:
+        sources = {tensor.name: tensor for tensor in source.tensors}
+        chunks = converted(plan.tensors, sources, imatrix or {}, settings=settings)
+        with GGUFWriter(path, overwrite=job.overwrite) as writer, closing(chunks):
             _declare(writer, metadata, plan)
-            converter.run(source, plan, writer)
+            total = sum(tensor.source_nbytes for tensor in plan.tensors)
+            _write(chunks, writer, total=total, progress=job.progress)
         nbytes = path.stat().st_size
     return Report(path, plan, nbytes, time.perf_counter() - started, written=not job.dry_run)
 
@@ -285,125 +276,27 @@ def _importances(
     return array.reshape(experts, n)
 
 
-def _row_memory(tensor: PlannedTensor) -> int:
-    """Bytes that one row takes on its way: as it is, as float32, and as it becomes."""
-    rows = math.prod(tensor.shape[:-1])
-    nbytes = tensor.source_nbytes // rows
-    if tensor.type != tensor.source_type:
-        return nbytes + 4 * tensor.shape[-1] + tensor.nbytes // rows
-    return nbytes if tensor.type in _INFINITY else nbytes + 4 * tensor.shape[-1]
-
-
-def _memory(options: QuantizeOptions, plan: Plan, threads: int) -> int:
+def _max_memory(options: QuantizeOptions) -> int | None:
     budget = options.max_memory
-    if budget is None:
-        return min(threads * _MEMORY_OF_A_THREAD, _DEFAULT_MEMORY)
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+    if budget is not None and (
+        isinstance(budget, bool) or not isinstance(budget, int) or budget < 1
+    ):
         raise InputError(f"max_memory: {budget!r}: it must be a positive number of bytes, or None.")
-    for tensor in plan.tensors:
-        if _row_memory(tensor) > budget:
-            raise InputError(
-                f"max_memory: {tensor.name}: one row of it takes {_row_memory(tensor)} bytes. "
-                f"Allow more than {budget}."
-            )
     return budget
 
 
-class _Converter:
-    """Carries rows from the source to the writer, a bounded number at a time."""
-
-    def __init__(
-        self,
-        imatrix: Mapping[str, npt.NDArray[np.float32]],
-        budget: int,
-        threads: int,
-        *,
-        progress: Callable[[Progress], object] | None,
-    ) -> None:
-        self._imatrix = imatrix
-        self._budget = budget
-        self._threads = threads
-        self._progress = progress
-        self._done = 0
-        self._total = 0
-
-    def run(self, source: SourceModel, plan: Plan, writer: GGUFWriter) -> None:
-        self._total = sum(tensor.source_nbytes for tensor in plan.tensors)
-        self._advance(0)
-        tensors = {tensor.name: tensor for tensor in source.tensors}
-        for planned in plan.tensors:
-            try:
-                self._tensor(tensors[planned.name], planned, writer)
-            except InputError as error:
-                raise InputError(f"{planned.name}: {error}") from error
-
-    def _advance(self, nbytes: int) -> None:
-        self._done += nbytes
-        if self._progress is not None:
-            self._progress(Progress("quantize", self._done, self._total))
-
-    def _tensor(self, tensor: SourceTensor, planned: PlannedTensor, writer: GGUFWriter) -> None:
-        copied = planned.type == planned.source_type
-        importances = None if copied else self._imatrix.get(planned.name)
-        for start, stop in self._pieces(planned, by_expert=importances is not None):
-            block = tensor.read(start, stop)
-            if copied:
-                self._check_finite(block, planned)
-                writer.write_rows(block)
-            else:
-                expert = start // planned.shape[-2] if importances is not None else 0
-                row = None if importances is None else importances[expert]
-                writer.write_rows(self._convert(block, planned, row))
-            self._advance(block.nbytes)
-
-    def _pieces(self, planned: PlannedTensor, *, by_expert: bool) -> Iterator[tuple[int, int]]:
-        """Ranges of rows; with importances, none spans two experts."""
-        rows = math.prod(planned.shape[:-1])
-        budget = self._budget
-        if planned.type == planned.source_type and planned.type in _INFINITY:
-            budget = min(budget, _COPIED_AT_ONCE)
-        step = max(1, budget // _row_memory(planned))
-        unit = planned.shape[-2] if by_expert else rows
-        for first in range(0, rows, unit):
-            for start in range(first, first + unit, step):
-                yield start, min(start + step, first + unit)
-
-    def _numbers(self, block: npt.NDArray[np.uint8], type: str, n: int) -> npt.NDArray[np.float32]:
-        numbers = np.empty((len(block), n), dtype=np.float32)
-        _core.quant.dequantize_rows(block, QuantType(type).id, n, numbers, self._threads)
-        return numbers
-
-    def _convert(
-        self,
-        block: npt.NDArray[np.uint8],
-        planned: PlannedTensor,
-        importances: npt.NDArray[np.float32] | None,
-    ) -> npt.NDArray[np.uint8]:
-        numbers = self._numbers(block, planned.source_type, planned.shape[-1])
-        row_bytes = planned.nbytes // math.prod(planned.shape[:-1])
-        out = np.empty((len(block), row_bytes), dtype=np.uint8)
-        _core.quant.quantize_rows(
-            numbers, QuantType(planned.type).id, out, importances, self._threads, False
-        )
-        return out
-
-    def _check_finite(self, block: npt.NDArray[np.uint8], planned: PlannedTensor) -> None:
-        if planned.type in _INFINITY:
-            finite = _is_finite(block, planned.type)
-        elif QuantType(planned.type).can_dequantize:
-            numbers = self._numbers(block, planned.type, planned.shape[-1])
-            finite = bool(np.isfinite(numbers).all())
-        else:
-            return
-        if not finite:
-            raise InputError("it holds NaN or infinity. Repair the source first.")
-
-
-def _is_finite(block: npt.NDArray[np.uint8], type: str) -> bool:
-    """Whether numbers of F32, F16 or BF16 are finite, by their bits: no copy, at memory's speed."""
-    infinity, size = _INFINITY[type], QuantType(type).block_bytes
-    # Of numbers with a sign the bits are greater than all others, or negative: each kind has its
-    # greatest.
-    with_sign = int(block.view(f"<u{size}").max())
-    without = int(block.view(f"<i{size}").max())
-    return without < infinity and with_sign < infinity | 1 << (8 * size - 1)
+def _write(
+    chunks: Iterator[Chunk],
+    writer: GGUFWriter,
+    *,
+    total: int,
+    progress: Callable[[Progress], object] | None,
+) -> None:
+    done = 0
+    if progress is not None:
+        progress(Progress("quantize", 0, total))
+    for chunk in chunks:
+        writer.write_rows(chunk.rows)
+        done += chunk.source_bytes
+        if progress is not None:
+            progress(Progress("quantize", done, total))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from phiggml import _core
 from phiggml.gguf import GGUFFile
 from phiggml.model_check import check_model
 
@@ -29,12 +30,15 @@ class SourceTensor:
         read: (start, stop) -> rows start to stop of the tensor, seen as
             (prod(shape[:-1]), shape[-1]), in storage: uint8[stop - start, row_bytes],
             C-contiguous; may be a view.
+        runs: where these rows lie in files, one run after the other, perhaps in another float
+            type; None where they cannot be used as they lie there.
     """
 
     name: str
     shape: tuple[int, ...]
     type: str
     read: Callable[[int, int], npt.NDArray[np.uint8]]
+    runs: tuple[_core.pipeline.RowRun, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def gguf_source(path: str | os.PathLike[str], files: ExitStack) -> SourceModel:
     file = files.enter_context(GGUFFile(path))
     check_model(file, purpose="quantize")
     tensors = tuple(
-        SourceTensor(tensor.name, tensor.shape, tensor.type, tensor.read_rows)
+        SourceTensor(tensor.name, tensor.shape, tensor.type, tensor.read_rows, tensor.row_runs())
         for tensor in file.tensors.values()
     )
     metadata = {key: file.metadata.exact(key) for key in file.metadata}

@@ -51,8 +51,10 @@ class ConversionReport(Report):
 
 
 def _source_model(plan: ConversionPlan) -> SourceModel:
+    runs = plan.row_runs()
     tensors = [
-        SourceTensor(t.name, t.shape, t.type, functools.partial(plan.read, t)) for t in plan.tensors
+        SourceTensor(t.name, t.shape, t.type, functools.partial(plan.read, t), runs[t.name])
+        for t in plan.tensors
     ]
     return SourceModel(plan.architecture, plan.metadata, tensors)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from phiggml import _core
 from phiggml.conversion.faults import Faults
 from phiggml.conversion.jsonfile import LARGE_LIMIT, read_object
 from phiggml.conversion.safetensors import SafetensorsFile, StoredTensor
@@ -84,6 +85,10 @@ class Checkpoint:
         if file is None:
             raise InputError(f"read checkpoint: {tensor.path}: is not open in a copy. Plan again.")
         return file.data(tensor, start, stop)
+
+    def row_sources(self) -> dict[str, _core.pipeline.RowSource]:
+        """By file name, what threads read rows from."""
+        return {name: file.row_source() for name, file in self.files.items()}
 
     def close(self) -> None:
         for file in self.files.values():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from phiggml import _core
 from phiggml.conversion.architecture import Architecture, ModelConfig
 from phiggml.conversion.checkpoint import Checkpoint
 from phiggml.conversion.family import architecture_of
@@ -24,6 +25,7 @@ from phiggml.conversion.planned_tensor import Piece, PlannedTensor
 from phiggml.conversion.special_tokens import END_IDS, special_token_metadata
 from phiggml.conversion.vocabulary import Vocabulary, read_vocabulary
 from phiggml.errors import FormatError
+from phiggml.quant_type import QuantType
 
 __all__ = ["ConversionPlan", "plan_conversion"]
 
@@ -67,6 +69,15 @@ class ConversionPlan:
     def source_files(self) -> tuple[Path, ...]:
         return tuple(file.path for file in self.checkpoint.files.values())
 
+    def row_runs(self) -> dict[str, tuple[_core.pipeline.RowRun, ...]]:
+        """By tensor, where its rows lie in the checkpoint's files.
+
+        Raises:
+            FormatError: a file has been written to since its header was read.
+        """
+        sources = self.checkpoint.row_sources()
+        return {tensor.name: tuple(_runs(tensor, sources)) for tensor in self.tensors}
+
     def read(self, tensor: PlannedTensor, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Rows [start, stop) of a tensor in its planned type: uint8[stop - start, row_bytes].
 
@@ -96,6 +107,26 @@ class ConversionPlan:
         first, last = ((piece.start + row) * row_bytes for row in (start, stop))
         rows = self.checkpoint.data(stored, first, last).reshape(-1, row_bytes)
         return rows if stored.dtype == tensor.type else _to_float32(rows, stored.dtype)
+
+
+def _runs(
+    tensor: PlannedTensor, sources: Mapping[str, _core.pipeline.RowSource]
+) -> Iterator[_core.pipeline.RowRun]:
+    if not tensor.pieces:
+        values = np.asarray(tensor.values, dtype="<f4").view(np.uint8)
+        source = _core.pipeline.source_of_array(values, tensor.name)
+        yield _core.pipeline.RowRun(
+            source=source, offset=0, n_rows=1, type_id=QuantType(tensor.type).id
+        )
+    for piece in tensor.pieces:
+        stored = piece.tensor
+        row_bytes = stored.nbytes // math.prod(stored.shape[:-1])
+        yield _core.pipeline.RowRun(
+            source=sources[stored.path.name],
+            offset=stored.offset + piece.start * row_bytes,
+            n_rows=piece.stop - piece.start,
+            type_id=QuantType(stored.dtype).id,
+        )
 
 
 def _metadata_line(item: tuple[str, Any]) -> str:

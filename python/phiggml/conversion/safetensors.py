@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from phiggml import _core
 from phiggml.conversion.jsonfile import parse_object, regular_size
 from phiggml.errors import FormatError, InputError
 
@@ -123,6 +124,21 @@ class SafetensorsFile:
         if (now.st_size, now.st_mtime_ns) != (self._size, self._opened.st_mtime_ns):
             self._fail("was written to while it was read. Convert again from an unchanged file")
         return out
+
+    def row_source(self) -> _core.pipeline.RowSource:
+        """The file, for what reads rows of it on threads without Python.
+
+        Raises:
+            FormatError: it has been written to since its header was read.
+            InputError: it is closed.
+        """
+        if self._stream is None:
+            raise InputError(f"read checkpoint: {self.path}: is closed. Open it again.")
+        source = _core.pipeline.source_of_file(self._stream.fileno(), str(self.path))
+        now = os.fstat(self._stream.fileno())
+        if (now.st_size, now.st_mtime_ns) != (self._size, self._opened.st_mtime_ns):
+            self._fail("was written to while it was read. Convert again from an unchanged file")
+        return source
 
     def close(self) -> None:
         """Closes the file; closing again does nothing."""

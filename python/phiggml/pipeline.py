@@ -1,0 +1,159 @@
+"""Rows of a model's tensors, converted on all threads while others are read and written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from phiggml import _core
+from phiggml.quant import QuantType
+from phiggml.recipe import PlannedTensor
+from phiggml.source import SourceTensor
+
+__all__ = ["Chunk", "PipelineSettings", "converted"]
+
+Importances = Mapping[str, npt.NDArray[np.float32]]
+# Two chunks on their way for each thread, and one that is written: large enough that handing them
+# over costs nothing, small enough to stay in caches.
+_MEMORY_OF_A_CHUNK = 2 << 20
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """How the work is done.
+
+    Attributes:
+        threads: how many convert.
+        max_memory: bytes of rows on their way at most; None: 2 MiB for each of the
+            chunks that keep all threads busy.
+        measure_error: whether to measure what quantizing does to each tensor.
+    """
+
+    threads: int
+    max_memory: int | None = None
+    measure_error: bool = False
+
+    @property
+    def memory(self) -> int:
+        if self.max_memory is not None:
+            return self.max_memory
+        return (2 * self.threads + 1) * _MEMORY_OF_A_CHUNK
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of a tensor as they will be written.
+
+    Attributes:
+        tensor: its place in the plan.
+        source_bytes: how many bytes of the source they were.
+        rows: uint8[nbytes], whole rows one after the other.
+    """
+
+    tensor: int
+    source_bytes: int
+    rows: npt.NDArray[np.uint8]
+
+
+def converted(
+    planned: Sequence[PlannedTensor],
+    sources: Mapping[str, SourceTensor],
+    imatrix: Importances,
+    *,
+    settings: PipelineSettings,
+) -> Generator[Chunk, None, None]:
+    """Converts the rows of all planned tensors, in their order.
+
+    Args:
+        planned: what each becomes.
+        sources: by name, where their rows lie.
+        imatrix: by name, float32[experts, n].
+        settings: threads and memory.
+
+    Yields:
+        Chunk after chunk, while threads work on the next ones.
+
+    Raises:
+        InputError: a row takes more than max_memory; numbers are not finite, or too large for
+            their type.
+        FormatError: a source has been written to, or made shorter, since it was opened.
+        OSError: it cannot be read.
+
+    Cost:
+        The GIL is released while it waits. Memory is bounded by the settings. Of a source whose
+        rows do not lie in a file as they are (a big-endian one) tensors are read some rows at a
+        time by the calling thread.
+    """
+    if all(sources[tensor.name].runs is not None for tensor in planned):
+        tensors = [_tensor(t, sources[t.name].runs or (), imatrix) for t in planned]
+        yield from _chunks(tensors, settings)
+        return
+    for place, tensor in enumerate(planned):
+        for start, stop, importances in _ranges(tensor, imatrix, settings.memory // 2):
+            rows = sources[tensor.name].read(start, stop)
+            run = _core.pipeline.RowRun(
+                source=_core.pipeline.source_of_array(rows, tensor.name),
+                offset=0,
+                n_rows=stop - start,
+                type_id=QuantType(tensor.source_type).id,
+            )
+            part = _described(tensor, [run], importances, stop - start)
+            for chunk in _chunks([part], settings):
+                yield Chunk(place, chunk.source_bytes, chunk.rows)
+
+
+def _chunks(tensors: list[_core.pipeline.Tensor], settings: PipelineSettings) -> Iterator[Chunk]:
+    pipeline = _core.pipeline.Pipeline(
+        tensors=tensors,
+        threads=settings.threads,
+        max_memory=settings.memory,
+        measure_error=settings.measure_error,
+    )
+    try:
+        while (found := pipeline.next()) is not None:
+            yield Chunk(*found)
+    finally:
+        pipeline.close()
+
+
+def _tensor(
+    planned: PlannedTensor, runs: Sequence[_core.pipeline.RowRun], imatrix: Importances
+) -> _core.pipeline.Tensor:
+    copied = planned.type == planned.source_type
+    importances = None if copied else imatrix.get(planned.name)
+    rows = planned.shape[-2] if len(planned.shape) > 1 else 1
+    return _described(planned, runs, importances, rows)
+
+
+def _described(
+    planned: PlannedTensor,
+    runs: Sequence[_core.pipeline.RowRun],
+    importances: npt.NDArray[np.float32] | None,
+    rows_of_expert: int,
+) -> _core.pipeline.Tensor:
+    return _core.pipeline.Tensor(
+        name=planned.name,
+        type_id=QuantType(planned.type).id,
+        n_per_row=planned.shape[-1],
+        runs=runs,
+        imatrix=importances,
+        rows_of_expert=rows_of_expert,
+    )
+
+
+def _ranges(
+    planned: PlannedTensor, imatrix: Importances, memory: int
+) -> Iterator[tuple[int, int, npt.NDArray[np.float32] | None]]:
+    """Ranges of rows that fit into so much memory; none spans two experts."""
+    rows = math.prod(planned.shape[:-1])
+    importances = None if planned.type == planned.source_type else imatrix.get(planned.name)
+    unit = rows if importances is None else planned.shape[-2]
+    step = max(1, memory * rows // (planned.source_nbytes + planned.nbytes))
+    for expert, first in enumerate(range(0, rows, unit)):
+        row = None if importances is None else importances[expert]
+        for start in range(first, first + unit, step):
+            yield start, min(start + step, first + unit), row
