@@ -22,50 +22,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import phiggml as pg
 from machine import describe
+from measured_process import Samples, measure
+from page_cache import seconds_of_fsync, settle
 from random_checkpoint import write_checkpoint
 
 MODEL = "phi3.5-mini"
-SAMPLE_SECONDS = 0.02
-
-
-@dataclass
-class Memory:
-    """Peaks of a process's resident memory, in kB: of all, of its own and of mapped files."""
-
-    peaks: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("VmHWM", "RssAnon", "RssFile"), 0)
-    )
-
-    def sample(self, pid: int) -> None:
-        try:
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        except OSError:
-            return
-        for line in lines:
-            name, _, value = line.partition(":")
-            if name in self.peaks:
-                self.peaks[name] = max(self.peaks[name], int(value.split()[0]))
-
-    def merge(self, other: Memory) -> None:
-        self.peaks = {name: max(peak, other.peaks[name]) for name, peak in self.peaks.items()}
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {kb * 1024 / 1e6:.0f} MB" for name, kb in self.peaks.items())
-
-
-def prepare(checkpoint: Path, *, warm: bool) -> None:
-    """The same state before each run: an idle disk, the checkpoint in the page cache or not."""
-    os.sync()
-    for path in checkpoint.iterdir():
-        with path.open("rb", buffering=0) as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            while warm and file.read(8 << 20):
-                pass
 
 
 def copy(checkpoint: Path, folder: Path) -> float:
@@ -74,27 +39,19 @@ def copy(checkpoint: Path, folder: Path) -> float:
     started = time.perf_counter()
     subprocess.run(["cp", "-r", "--reflink=never", checkpoint, target], check=True)
     for path in target.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        seconds_of_fsync(path)
     seconds = time.perf_counter() - started
     shutil.rmtree(target)
     return seconds
 
 
-def convert(checkpoint: Path, folder: Path, type: str, memory: Memory) -> float:
+def convert(checkpoint: Path, folder: Path, type: str, samples: Samples) -> float:
     """Seconds that a fresh process takes; convert itself ends with an fsync."""
     target = folder / "converted.gguf"
-    command = [sys.executable, __file__, str(target), "--convert", str(checkpoint), "--type", type]
-    started = time.perf_counter()
-    with subprocess.Popen(command) as process:
-        while process.poll() is None:
-            memory.sample(process.pid)
-            time.sleep(SAMPLE_SECONDS)
-    seconds = time.perf_counter() - started
-    if process.returncode != 0:
-        sys.exit(f"convert: it ended with {process.returncode}")
+    usage = measure((sys.executable, __file__, target, "--convert", checkpoint, "--type", type))
+    samples.merge(usage.samples)
     target.unlink()
-    return seconds
+    return usage.seconds
 
 
 def told(what: str, seconds: list[float]) -> str:
@@ -105,22 +62,22 @@ def told(what: str, seconds: list[float]) -> str:
 def compare(checkpoint: Path, folder: Path, type: str, *, rounds: int, warm: bool) -> None:
     copies: list[float] = []
     ours: list[float] = []
-    memory = Memory()
+    samples = Samples()
     turns: list[Callable[[], None]] = [
         lambda: copies.append(copy(checkpoint, folder)),
-        lambda: ours.append(convert(checkpoint, folder, type, memory)),
+        lambda: ours.append(convert(checkpoint, folder, type, samples)),
     ]
     for i in range(rounds):
         # Who comes first alternates: the disk may still be at work for the one before.
         for turn in (i, i + 1):
-            prepare(checkpoint, warm=warm)
+            settle(checkpoint.iterdir(), warm=warm)
             turns[turn % 2]()
     ratios = [a / b for a, b in zip(ours, copies, strict=True)]
     print(told("copying", copies))
     print(told(f"to {type}", ours))
     print(
         f"{type} / copying: {statistics.median(ratios):.2f} in the median of {rounds} rounds, "
-        f"{min(ours) / min(copies):.2f} of the best; {memory}"
+        f"{min(ours) / min(copies):.2f} of the best; {samples}"
     )
 
 

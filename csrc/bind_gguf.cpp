@@ -183,7 +183,7 @@ void read_bytes(const GgufFile & file, std::size_t index, std::uint64_t start, p
         throw Error(ErrorKind::input, "read: tensor '" + tensor.name + "': the bytes lie beyond its " +
                                           std::to_string(tensor.nbytes) + ".");
     }
-    call_released([&] { file.source().read(tensor.offset + start, nbytes, bytes); });
+    call_released([&] { file.source().read_unchanged(tensor.offset + start, nbytes, bytes, file.stamp()); });
 }
 
 py::list list_keys(const GgufFile & file) {

@@ -54,8 +54,15 @@ py::object next_chunk(Pipeline & pipeline) {
     if (!chunk) {
         return py::none();
     }
-    const auto nbytes = static_cast<py::ssize_t>(chunk->rows.size());
-    return py::make_tuple(chunk->tensor, chunk->source_bytes, owned_array(std::move(chunk->rows), {nbytes}));
+    auto holder = std::make_unique<std::shared_ptr<std::uint8_t>>(std::move(chunk->rows));
+    const std::uint8_t * const rows = holder->get();
+    const py::capsule owner(holder.get(), [](void * pointer) {
+        const std::unique_ptr<std::shared_ptr<std::uint8_t>> held(
+            static_cast<std::shared_ptr<std::uint8_t> *>(pointer));
+    });
+    static_cast<void>(holder.release());
+    const py::array_t<std::uint8_t> array({static_cast<py::ssize_t>(chunk->nbytes)}, rows, owner);
+    return py::make_tuple(chunk->tensor, array);
 }
 
 py::list error_sums(const Pipeline & pipeline) {

@@ -17,6 +17,19 @@ void ByteSource::read(std::uint64_t offset, std::uint64_t nbytes, std::uint8_t *
     }
 }
 
+void ByteSource::read_unchanged(std::uint64_t offset, std::uint64_t nbytes, std::uint8_t * out,
+                                const ByteStamp & since) const {
+    read(offset, nbytes, out);
+    // After the read: what was written before it shows in the time by now.
+    const ByteStamp now = stamp();
+    if (!(now == since)) {
+        const std::string what = now.size < since.size ? "made shorter" : "written to";
+        throw Error::format("read: " + name() + ": was " + what +
+                            " while it was read. Begin again with an unchanged file.")
+            .with_path(name());
+    }
+}
+
 void MemoryBytes::copy(std::uint64_t offset, std::uint64_t nbytes, std::uint8_t * out) const {
     std::memcpy(out, data() + offset, static_cast<std::size_t>(nbytes));
 }

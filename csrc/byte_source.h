@@ -51,6 +51,9 @@ public:
     // does.
     void read(std::uint64_t offset, std::uint64_t nbytes, std::uint8_t * out) const;
 
+    // The same of a source that must be as it was: throws Error: format when it has been written to since.
+    void read_unchanged(std::uint64_t offset, std::uint64_t nbytes, std::uint8_t * out, const ByteStamp & since) const;
+
 protected:
     ByteSource(std::string name, std::uint64_t size, const std::uint8_t * data)
         : name_(std::move(name)), size_(size), data_(data) {}

@@ -8,6 +8,7 @@
 #include <thread>
 #include <utility>
 
+#include "buffer_pool.h"
 #include "error.h"
 #include "ggml.h"
 #include "progress.h"
@@ -18,7 +19,7 @@ namespace phiggml {
 
 namespace {
 
-// Of each thread: one that it works on, and one that waits for its turn.
+// Of each thread: one that it works on, and one that waits for its turn. Beside them is one that is written.
 constexpr std::size_t chunks_of_thread = 2;
 
 using Clock = std::chrono::steady_clock;
@@ -96,15 +97,22 @@ private:
     void start(std::size_t n_threads);
     void work();
     void expect(std::size_t task) const;
-    Result carry_out(const Task & task, std::vector<std::uint8_t> & scratch);
-    void read(const Task & task, std::vector<std::uint8_t> & rows) const;
-    PipelineChunk convert(const Task & task, std::vector<std::uint8_t> & scratch, QuantizationErrorSums & error);
+    Result carry_out(const Task & task, std::uint8_t * scratch);
+    PipelineChunk convert(const Task & task, std::uint8_t * scratch, QuantizationErrorSums & error);
+    std::size_t source_bytes(const Task & task) const;
+    std::size_t result_bytes(const Task & task) const;
+    bool copied(const Task & task) const {
+        return tensors_[task.tensor].type == tensors_[task.tensor].runs[task.run].type;
+    }
+    void count_written();
     bool over() const { return n_handed_out_ == tasks_.size() || progress_.cancelled; }
     Result & turn() { return results_[n_handed_out_ % results_.size()]; }
 
     std::vector<PipelineTensor> tensors_;
     PipelineSettings settings_;
     std::vector<Task> tasks_;
+    std::size_t scratch_bytes_ = 0;
+    std::shared_ptr<BufferPool> buffers_;
     Progress progress_;
 
     mutable std::mutex mutex_;
@@ -113,6 +121,7 @@ private:
     std::vector<Result> results_;    // of task i at i modulo their number
     std::size_t n_begun_ = 0;
     std::size_t n_handed_out_ = 0;
+    std::size_t n_written_ = 0;  // of those: all but the last, until the next is asked for
     std::vector<QuantizationErrorSums> errors_;
     PipelineSeconds seconds_;
     std::vector<std::thread> threads_;
@@ -134,8 +143,15 @@ Pipeline::Running::Running(std::vector<PipelineTensor> tensors, const PipelineSe
     }
     const auto wanted = static_cast<std::size_t>(std::max(settings.threads, 1)) * chunks_of_thread + 1;
     const std::size_t n_chunks = std::min<std::uint64_t>(wanted, settings.max_memory / largest_row);
-    plan_tasks(settings.max_memory / n_chunks);
+    // One more: who asks for the next chunk may hold the last one still.
+    plan_tasks(std::max(settings.max_memory / (n_chunks + 1), largest_row));
     results_.resize(n_chunks);
+    std::size_t most = 0;
+    for (const Task & task : tasks_) {
+        most = std::max(most, result_bytes(task));
+        scratch_bytes_ = std::max(scratch_bytes_, copied(task) ? 0 : source_bytes(task));
+    }
+    buffers_ = std::make_shared<BufferPool>(most);
     start(std::min({static_cast<std::size_t>(std::max(settings.threads, 1)), n_chunks, tasks_.size()}));
 }
 
@@ -184,11 +200,11 @@ void Pipeline::Running::expect(std::size_t task) const {
 }
 
 void Pipeline::Running::work() {
-    std::vector<std::uint8_t> scratch;  // kept, so that memory does not go to and fro
+    const std::unique_ptr<std::uint8_t[]> scratch(new std::uint8_t[scratch_bytes_]);
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
         room_.wait(lock, [&] {
-            return progress_.cancelled || n_begun_ == tasks_.size() || n_begun_ < n_handed_out_ + results_.size();
+            return progress_.cancelled || n_begun_ == tasks_.size() || n_begun_ < n_written_ + results_.size();
         });
         if (progress_.cancelled || n_begun_ == tasks_.size()) {
             return;
@@ -199,7 +215,7 @@ void Pipeline::Running::work() {
         {
             const Inside inside;
             expect(index + results_.size());
-            result = carry_out(tasks_[index], scratch);
+            result = carry_out(tasks_[index], scratch.get());
         }
         lock.lock();
         results_[index % results_.size()] = std::move(result);
@@ -207,7 +223,7 @@ void Pipeline::Running::work() {
     }
 }
 
-Pipeline::Running::Result Pipeline::Running::carry_out(const Task & task, std::vector<std::uint8_t> & scratch) {
+Pipeline::Running::Result Pipeline::Running::carry_out(const Task & task, std::uint8_t * scratch) {
     Result result;
     result.there = true;
     try {
@@ -220,40 +236,32 @@ Pipeline::Running::Result Pipeline::Running::carry_out(const Task & task, std::v
     return result;
 }
 
-void Pipeline::Running::read(const Task & task, std::vector<std::uint8_t> & rows) const {
+std::size_t Pipeline::Running::source_bytes(const Task & task) const {
     const PipelineTensor & tensor = tensors_[task.tensor];
-    const RowRun & run = tensor.runs[task.run];
-    rows.resize(bytes_of_rows(run.type, task.n_rows, tensor.n_per_row));
-    run.source->read(run.offset + bytes_of_rows(run.type, task.first, tensor.n_per_row), rows.size(), rows.data());
-    // After the read: what was written before it shows in the time by now.
-    const ByteStamp now = run.source->stamp();
-    if (!(now == run.stamp)) {
-        const std::string what = now.size < run.stamp.size ? "made shorter" : "written to";
-        throw Error::format("read: " + run.source->name() + ": was " + what +
-                            " while it was read. Begin again with an unchanged file.")
-            .with_path(run.source->name());
-    }
+    return bytes_of_rows(tensor.runs[task.run].type, task.n_rows, tensor.n_per_row);
 }
 
-PipelineChunk Pipeline::Running::convert(const Task & task, std::vector<std::uint8_t> & scratch,
-                                         QuantizationErrorSums & error) {
+std::size_t Pipeline::Running::result_bytes(const Task & task) const {
     const PipelineTensor & tensor = tensors_[task.tensor];
-    const int source_type = tensor.runs[task.run].type;
-    const bool copied = source_type == tensor.type;
-    PipelineChunk chunk{task.tensor, 0, {}};
+    return bytes_of_rows(tensor.type, task.n_rows, tensor.n_per_row);
+}
+
+PipelineChunk Pipeline::Running::convert(const Task & task, std::uint8_t * scratch, QuantizationErrorSums & error) {
+    const PipelineTensor & tensor = tensors_[task.tensor];
+    const RowRun & run = tensor.runs[task.run];
+    PipelineChunk chunk{task.tensor, buffers_->take(), result_bytes(task)};
+    std::uint8_t * const rows = copied(task) ? chunk.rows.get() : scratch;
     const auto start = Clock::now();
-    std::vector<std::uint8_t> & rows = copied ? chunk.rows : scratch;
-    read(task, rows);
+    run.source->read_unchanged(run.offset + bytes_of_rows(run.type, task.first, tensor.n_per_row), source_bytes(task),
+                               rows, run.stamp);
     const double reading = seconds_since(start);
-    chunk.source_bytes = rows.size();
-    if (copied) {
-        require_finite(source_type, rows.data(), task.n_rows * tensor.n_per_row);
+    if (copied(task)) {
+        require_finite(run.type, rows, task.n_rows * tensor.n_per_row);
     } else {
         const float * imatrix =
             tensor.imatrix.empty() ? nullptr : tensor.imatrix.data() + task.expert * tensor.n_per_row;
-        chunk.rows.resize(bytes_of_rows(tensor.type, task.n_rows, tensor.n_per_row));
-        const BlockRows blocks{source_type, rows.data(), task.n_rows, tensor.n_per_row};
-        requantize_rows(blocks, {tensor.type, imatrix}, chunk.rows.data(), settings_.measure_error ? &error : nullptr,
+        const BlockRows blocks{run.type, rows, task.n_rows, tensor.n_per_row};
+        requantize_rows(blocks, {tensor.type, imatrix}, chunk.rows.get(), settings_.measure_error ? &error : nullptr,
                         progress_);
     }
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -262,13 +270,23 @@ PipelineChunk Pipeline::Running::convert(const Task & task, std::vector<std::uin
     return chunk;
 }
 
+// Who asks for the next chunk has done with the last.
+void Pipeline::Running::count_written() {
+    if (n_written_ != n_handed_out_) {
+        n_written_ = n_handed_out_;
+        room_.notify_all();
+    }
+}
+
 bool Pipeline::Running::wait(std::chrono::milliseconds longest) {
     std::unique_lock<std::mutex> lock(mutex_);
+    count_written();
     return ready_.wait_for(lock, longest, [&] { return over() || turn().there; });
 }
 
 std::optional<PipelineChunk> Pipeline::Running::next() {
     std::unique_lock<std::mutex> lock(mutex_);
+    count_written();
     ready_.wait(lock, [&] { return over() || turn().there; });
     if (over()) {
         return std::nullopt;
@@ -281,7 +299,6 @@ std::optional<PipelineChunk> Pipeline::Running::next() {
     }
     add_errors(errors_[result.chunk.tensor], result.error);
     ++n_handed_out_;
-    room_.notify_all();
     return std::move(result.chunk);
 }
 

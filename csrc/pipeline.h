@@ -41,8 +41,8 @@ struct PipelineSettings {
 // Some rows of one tensor, as they were asked for.
 struct PipelineChunk {
     std::size_t tensor = 0;
-    std::uint64_t source_bytes = 0;
-    std::vector<std::uint8_t> rows;
+    std::shared_ptr<std::uint8_t> rows;  // memory that goes round: let go of it soon
+    std::size_t nbytes = 0;
 };
 
 // Seconds that all threads together have spent.

@@ -170,6 +170,7 @@ std::vector<PlannedTensor> plan_types(const ModelShape & model, const RecipeRule
     upstream_rules.output_type = named_target(types, rules.output_type);
     upstream_rules.embedding_type = named_target(types, rules.embedding_type);
     upstream_rules.has_imatrix = rules.has_imatrix;
+    upstream_rules.in_order = rules.in_order;
     const upstream::TypeChoices choices = upstream::choose_types(model, upstream_rules, tensor_facts(types, tensors));
     if (!choices.fault.empty()) {
         throw Error(ErrorKind::unsupported, "recipe: " + choices.fault + ".");

@@ -29,6 +29,7 @@ struct RecipeRules {
     std::string output_type;
     std::string embedding_type;
     bool has_imatrix = false;
+    bool in_order = false;  // take the tensors as they come; the rules count them
 };
 
 struct RecipeTensor {
@@ -50,7 +51,7 @@ struct PlannedTensor {
     std::string fault;  // why it cannot be done, or nothing
 };
 
-// In the order of upstream's files, one for each tensor. Throws Error: input for what no model can have, unsupported
+// In the order of upstream's files, or as they come, one for each tensor. Throws Error: input for what no model can have, unsupported
 // for an architecture without rules; what is wrong with single tensors is told in their `fault`.
 std::vector<PlannedTensor> plan_types(const ModelShape & model, const RecipeRules & rules,
                                       const std::vector<RecipeTensor> & tensors);

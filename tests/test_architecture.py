@@ -22,11 +22,12 @@ FLOORS = [
     {"cli"},
     {"conversion"},
     {"quantization", "report", "pipeline", "source"},
+    {"imatrix"},
     {"session"},
     {"model"},
     {"quant", "gguf", "recipe", "comparison", "chat", "completion", "sampling", "embedding"},
     {"runtime"},
-    {"progress", "atomic_file"},
+    {"progress", "peak_memory", "atomic_file"},
     {"errors", "_core"},
 ]
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "manager", "base"}

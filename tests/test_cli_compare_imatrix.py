@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from compared_files import (
     require_figures,
     types,
 )
+from imatrix_files import Entry, dat_end, write_dat, write_gguf
 
 
 @pytest.fixture
@@ -37,6 +39,13 @@ def weighted(x: Array, type: str, importances: Array) -> npt.NDArray[np.float64]
 
 def sums(*shape: int, seed: int = 5) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).uniform(0.1, 9, shape).astype(np.float32)
+
+
+def require_nrmse(found: dict[str, Any], matrices: Array, importances: Iterable[Array]) -> None:
+    """The nrmse of Q4_K over matrices that are each quantized with their own importances."""
+    pairs = zip(matrices, importances, strict=True)
+    squares = [figures(m, weighted(m, "Q4_K", w))["nrmse"] ** 2 for m, w in pairs]
+    require_figures(found["types"][0], {"nrmse": float(np.sqrt(np.mean(squares)))})
 
 
 def imatrix_file(path: Path, entries: dict[str, tuple[Array, Any]]) -> Path:
@@ -68,12 +77,27 @@ def test_importances_of_experts(tmp_path: Path, capsys: Out) -> None:
     imatrix = imatrix_file(tmp_path / "i.gguf", {"experts": (values, [5, 0, 2])})
     found = document(capsys, path, "--imatrix", imatrix, "--types", "Q4_K")
     own = [values[0] / np.float32(5), np.ones(256, np.float32), values[2] / np.float32(2)]
-    parts = [figures(m, weighted(m, "Q4_K", w)) for m, w in zip(x, own, strict=True)]
-    nrmse = np.sqrt(np.mean([part["nrmse"] ** 2 for part in parts]))
-    require_figures(found["types"][0], {"nrmse": float(nrmse)})
+    require_nrmse(found, x, own)
     shared = imatrix_file(tmp_path / "s.gguf", {"experts": (values[:1], [5])})
     found = document(capsys, path, "--imatrix", shared, "--types", "Q4_K")
     require_figures(found["types"][0], figures(x, weighted(x, "Q4_K", own[0])))
+
+
+@pytest.mark.parametrize("form", ["gguf", "dat"])
+def test_importances_as_llama_imatrix_writes_them(form: str, tmp_path: Path, capsys: Out) -> None:
+    """Both forms say of a matrix, and of experts, what the vectors of their means would."""
+    x, experts = normal(6, 512), normal(3, 4, 256)
+    path = gguf_file(tmp_path / "x.gguf", {"large": x, "experts": experts})
+    entries = [Entry("large", sums(512), (7,)), Entry("experts", sums(3, 256), (5, 0, 2))]
+    imatrix = tmp_path / f"i.{form}"
+    if form == "gguf":
+        write_gguf(imatrix, entries)
+    else:
+        write_dat(imatrix, entries, n_calls=4, end=dat_end(1, b"set"))
+    found = document(capsys, path, "--imatrix", imatrix, "--types", "Q4_K", "--tensor", "large")
+    require_figures(found["types"][0], figures(x, weighted(x, "Q4_K", entries[0].means[0])))
+    found = document(capsys, path, "--imatrix", imatrix, "--types", "Q4_K", "--tensor", "experts")
+    require_nrmse(found, experts, entries[1].means)
 
 
 def test_importances_of_a_vector(model: Path, tmp_path: Path, capsys: Out) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import tqdm
 
+import phiggml as pg
 from command_line import GREEDY, Out, Terminal, phiggml
 from phiggml import cli_terminal
 
@@ -88,3 +92,134 @@ def test_what_a_text_may_hold() -> None:
 )
 def test_sizes(nbytes: int, text: str) -> None:
     assert cli_terminal.size(nbytes) == text
+
+
+# progress -----------------------------------------------------------------------------------------
+
+
+class Screen(Terminal):
+    """A terminal of so many columns that keeps each state of its line."""
+
+    def __init__(self, columns: int, encoding: str = "utf-8") -> None:
+        super().__init__()
+        self.columns = columns
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._encoding
+
+    @property
+    def states(self) -> list[str]:
+        return [state for state in self.getvalue().split("\r") if state.strip()]
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Screen]:
+    """Makes stderr a screen on which a bar appears at once, and changes with each event."""
+
+    def make(columns: int, encoding: str = "utf-8") -> Screen:
+        made = Screen(columns, encoding)
+        monkeypatch.setattr(sys, "stderr", made)
+        monkeypatch.setattr(cli_terminal, "_columns_of_terminal", lambda: columns)
+        monkeypatch.setattr(cli_terminal, "_BAR_AFTER_SECONDS", 1e-9)
+        monkeypatch.setattr(tqdm, "tqdm", functools.partial(tqdm.tqdm, mininterval=0))
+        return made
+
+    return make
+
+
+def shown(names: Sequence[str], stage: str = "quantize") -> None:
+    with cli_terminal.ProgressBar() as bar:
+        for i, name in enumerate(names):
+            bar(pg.Progress(stage, 10**9 * (i + 1), 4 * 10**9, name, i + 1.0))
+
+
+def columns(text: str) -> int:
+    """Of a terminal; Han characters take two."""
+    return sum(2 if "\u4e00" <= c <= "\u9fff" else 1 for c in text)
+
+
+NAMES = ("blk.31.ffn_gate_exps.weight", "output.weight", "a", "")
+
+
+def test_a_wide_bar_tells_all(screen: Callable[..., Screen]) -> None:
+    screen_ = screen(100)
+    shown(NAMES[:3])
+    first, second, third = screen_.states[-3:]
+    pattern = r"quantize +(\d+)%\|.*\| (\S+)/4.00G, \S+B/s, \S+ left, (\S+) *"
+    for state, found in zip(
+        (first, second, third),
+        (
+            ("25", "1.00G", "blk.31.ffn_gate_exps.weight"),
+            ("50", "2.00G", "output.weight"),
+            ("75", "3.00G", "a"),
+        ),
+        strict=True,
+    ):
+        match = re.fullmatch(pattern, state)
+        assert match is not None, state
+        assert match.groups() == found
+    assert len({state.rindex("|") for state in (first, second, third)}) <= 2  # the rate's digits
+
+
+def test_a_narrow_bar_keeps_what_matters(screen: Callable[..., Screen]) -> None:
+    screen_ = screen(40)
+    shown(NAMES[:3])
+    assert re.fullmatch(r" 50%, \S+ left, \S+B/s, output?[.\w]*", screen_.states[-2])
+    plain = screen(40)
+    shown(["", ""], "verify")
+    assert re.fullmatch(r"verify +50%\|.+\| \S+ left", plain.states[-1])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+@pytest.mark.parametrize("width", [1, 3, 12, 40, 72, 75, 80, 133])
+def test_no_name_leaves_the_line(width: int, encoding: str, screen: Callable[..., Screen]) -> None:
+    """Nor steers the terminal, nor is taken for a format; Ctrl-C has room behind the bar."""
+    hostile = ("a\nb\r\x1b[2J", "\u202eabc\udc80", "漢字" * 40, "{bar}{x}%s", "n" * 65_535, "é" * 9)
+    screen_ = screen(width, encoding)
+    shown(hostile)
+    assert screen_.states or width < 3
+    for state in screen_.states:
+        assert state.isprintable()
+        assert state.encode(encoding)
+        assert columns(state) <= max(width - len("^C"), 1)
+    assert "\n" not in screen_.getvalue()
+
+
+def test_the_bar_is_wiped_off(screen: Callable[..., Screen]) -> None:
+    screen_ = screen(80)
+    with pytest.raises(KeyboardInterrupt), cli_terminal.ProgressBar() as bar:
+        bar(pg.Progress("quantize", 1, 4, "a"))
+        screen_.write("^C")
+        raise KeyboardInterrupt
+    assert screen_.getvalue().endswith("^C\r" + " " * 77 + "\r\r" + " " * 79 + "\r")
+
+
+def test_a_bar_that_the_environment_forbids(
+    screen: Callable[..., Screen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen_ = screen(80)
+    monkeypatch.setattr(tqdm, "tqdm", functools.partial(tqdm.tqdm, disable=True))
+    shown(NAMES)
+    assert screen_.getvalue() == ""
+
+
+def test_no_bar_into_a_file_nor_when_quiet(screen: Callable[..., Screen], capsys: Out) -> None:
+    shown(NAMES)
+    assert capsys.readouterr().err == ""
+    screen_ = screen(80)
+    with cli_terminal.ProgressBar(quiet=True) as bar:
+        bar(pg.Progress("quantize", 1, 4, "a"))
+    assert screen_.getvalue() == ""
+
+
+def test_a_stage_has_a_bar_of_its_own(screen: Callable[..., Screen]) -> None:
+    screen_ = screen(80)
+    with cli_terminal.ProgressBar() as bar:
+        for stage, total in (("download", 10), ("quantize", 1000)):
+            for done in (total // 2, total):
+                bar(pg.Progress(stage, done, total))
+    text = screen_.getvalue()
+    assert re.search(r"download  50%.* 5\.00/10\.0,.*download 100%.*quantize  50%", text, re.DOTALL)
+    assert "500/1.00k" in text

@@ -420,7 +420,7 @@ def test_an_existing_file_and_the_checkpoints_own_are_not_overwritten(tmp_path: 
     convert(folder, out, overwrite=True)
     weights = folder / "model.safetensors"
     before = weights.read_bytes()
-    with pytest.raises(InputError, match="a file of the checkpoint itself"):
+    with pytest.raises(InputError, match="the source itself"):
         convert(folder, weights, overwrite=True)
     assert weights.read_bytes() == before
 

@@ -92,8 +92,7 @@ def test_weights_do_not_stay_in_memory(large: Path, tmp_path: Path) -> None:
         large,
         tmp_path,
     )
-    # As they are: 4 MiB; converted: 8 MiB in all; beside that what malloc keeps of either.
-    assert grown["BF16"] < 16 * MEGABYTE
+    # Six chunks of 2 MiB, and as many again for what threads and malloc keep.
     assert max(grown.values()) < 24 * MEGABYTE, grown
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import phiggml as pg
-from phiggml import atomic_file, gguf_part, gguf_writer, gguf_writer_metadata
+from phiggml import atomic_file, gguf_part, gguf_parts, gguf_writer, gguf_writer_metadata
 from phiggml.errors import InputError
 from phiggml.gguf import GGUFFile, GGUFWriter
 
@@ -253,7 +253,8 @@ def test_all_files_go_although_one_cannot_be_closed(path, monkeypatch):
     writer = GGUFWriter(path, split_max_tensors=1)
     for i in range(3):
         writer.add_tensor(f"t{i}", integers(1))
-    file = writer._parts[1].file
+    assert writer._parts is not None
+    file = writer._parts.parts[1].file
     assert file is not None
     os.close(file._descriptor)
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -324,12 +325,12 @@ def test_a_folder_is_cleaned_once_for_each_writer(path, monkeypatch):
 
 
 def test_split_count_has_16_bits():
-    most = gguf_writer._MAX_PARTS
+    most = gguf_parts._MAX_PARTS
     assert most == np.iinfo(np.uint16).max
 
 
 def test_more_files_than_the_format_counts(path, monkeypatch):
-    monkeypatch.setattr(gguf_writer, "_MAX_PARTS", 3)
+    monkeypatch.setattr(gguf_parts, "_MAX_PARTS", 3)
     writer = GGUFWriter(path, split_max_tensors=1)
     for i in range(4):
         writer.add_tensor(f"t{i}", integers(1))

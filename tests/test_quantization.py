@@ -181,7 +181,7 @@ FUSED_NAME = "blk.0.ffn_up.weight"
         ({FUSED_NAME: np.full(256, -1, np.float32)}, "ffn_up.*not negative"),
         ({FUSED_NAME: np.ones(256, np.int32)}, "ffn_up.*int32"),
         ({FUSED_NAME: ["a"]}, "ffn_up"),
-        ("imatrix.gguf", "mapping"),
+        (3, "mapping"),
     ],
 )
 def test_bad_importances(

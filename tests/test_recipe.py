@@ -190,32 +190,6 @@ def test_a_type_without_a_fallback() -> None:
         plan_types(SMALL, ODD, "Q1_0")
 
 
-@pytest.mark.parametrize(
-    ("options", "overrides", "name"),
-    [
-        (QuantizeOptions(), {"ffn_up": "Q6_K"}, "blk.0.ffn_up.weight"),
-        (QuantizeOptions(output_type="Q4_K"), {}, "output.weight"),
-        (QuantizeOptions(embedding_type="Q4_K"), {}, "token_embd.weight"),
-    ],
-)
-def test_a_named_type_whose_block_does_not_fit(
-    options: QuantizeOptions, overrides: dict[str, str], name: str
-) -> None:
-    tensors = [
-        *ODD[:2],
-        TensorFacts("output.weight", (64, 96), "F16"),
-        TensorFacts("token_embd.weight", (64, 96), "F16"),
-    ]
-    with pytest.raises(InputError, match=rf"{name}: a row of 96 .* no multiple of Q\d_K's block"):
-        plan_types(SMALL, tensors, "Q8_0", options=options, overrides=overrides)
-
-
-def test_a_named_output_type_reaches_tied_embeddings() -> None:
-    tensors = [TensorFacts("token_embd.weight", (64, 96), "F16")]
-    with pytest.raises(InputError, match=r"token_embd\.weight: a row of 96"):
-        plan_types(SMALL, tensors, "Q8_0", options=QuantizeOptions(output_type="Q4_K"))
-
-
 def test_all_faults_are_told_together() -> None:
     tensors = [
         TensorFacts("blk.0.attn_qkv.weight", (64, 256), "Q8_0"),

@@ -141,9 +141,11 @@ TypeChoices choose_types(const ModelShape & model, const TypeRules & rules, cons
     for (size_t i = 0; i < order.size(); ++i) {
         order[i] = i;
     }
-    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-        return llama_model_loader::weight_name_comparer()(tensors[a].name, tensors[b].name);
-    });
+    if (!rules.in_order) {
+        std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+            return llama_model_loader::weight_name_comparer()(tensors[a].name, tensors[b].name);
+        });
+    }
     try {
         const ModelPointer stand_in = stand_in_model(model);
         const llama_model_quantize_params params = make_params(rules);

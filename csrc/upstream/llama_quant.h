@@ -33,6 +33,7 @@ struct TypeRules {
     int output_type = no_type;  // ggml types, or no_type
     int embedding_type = no_type;
     bool has_imatrix = false;
+    bool in_order = false;  // take the tensors as they come, as upstream does where it keeps a split
 };
 
 struct TensorFacts {

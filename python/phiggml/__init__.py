@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from phiggml.model import Model
     from phiggml.progress import Progress
     from phiggml.quantization import QuantizeOptions, Report, quantize_model
-    from phiggml.recipe import model_types
+    from phiggml.recipe import Recipe, model_types
     from phiggml.sampling import Sampling
     from phiggml.session import Session
 
@@ -68,6 +68,7 @@ _HOMES = {
     "Model": "model",
     "Progress": "progress",
     "QuantizeOptions": "quantization",
+    "Recipe": "recipe",
     "Report": "quantization",
     "Sampling": "sampling",
     "Session": "session",
@@ -118,6 +119,7 @@ __all__ = [
     "QuantizationError",
     "QuantizeOptions",
     "QuantizedArray",
+    "Recipe",
     "Report",
     "Sampling",
     "Session",

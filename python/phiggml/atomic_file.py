@@ -11,17 +11,24 @@ import os
 import secrets
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from phiggml.atomic_file_lock import FolderLock, kernel_mark, lock, remove_stale_files, unlock
+from phiggml.atomic_file_lock import (
+    TEMPORARY_PREFIX,
+    FolderLock,
+    kernel_mark,
+    lock,
+    remove_stale_files,
+    unlock,
+)
 from phiggml.errors import InputError
 
-__all__ = ["AtomicFile", "publish_together", "require_writable_name"]
+__all__ = ["AtomicFile", "naming_target", "publish_together", "require_writable_name"]
 
 # For larger single writes Linux makes room of the same size in one piece, where it can, which takes
 # several times as long as filling it once memory is fragmented. Ctrl-C waits for each.
@@ -51,6 +58,20 @@ def require_writable_name(target: Path, *, overwrite: bool) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(target))
 
 
+@contextlib.contextmanager
+def naming_target(target: str) -> Iterator[None]:
+    """What the file system refuses is told of the target: nobody asked for the temporary file."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename
+        if error.errno is not None and (
+            name is None or Path(name).name.startswith(TEMPORARY_PREFIX)
+        ):
+            error.filename = target
+        raise
+
+
 class _Temporary:
     """A temporary file on the disk. It knows its name before it makes it: what is made goes.
 
@@ -66,8 +87,12 @@ class _Temporary:
     def create(self, path: Path, mode: int) -> int:
         """Makes the file, which must not be there; returns its descriptor."""
         self.path = path
-        # O_EXCL ("x"): never someone else's file.
-        self.stream = io.FileIO(path, "x+b", opener=functools.partial(os.open, mode=mode))
+        try:
+            # O_EXCL ("x"): never someone else's file.
+            self.stream = io.FileIO(path, "x+b", opener=functools.partial(os.open, mode=mode))
+        except OSError:
+            self.path = None  # it was not made
+            raise
         return self.stream.fileno()
 
     def reopen(self) -> int:
@@ -134,12 +159,12 @@ class AtomicFile:
     def _create_locked(self, folder: Path, mode: int) -> None:
         mark = kernel_mark()
         while True:
-            path = folder / f".phiggml-{mark}-{secrets.token_hex(8)}.tmp"
+            path = folder / f"{TEMPORARY_PREFIX}{mark}-{secrets.token_hex(8)}.tmp"
             descriptor = self._temporary.create(path, mode)
             if not lock(descriptor):
                 # Without a lock it would be taken for stale: its name must not tell.
                 self._temporary.remove()
-                path = folder / f".phiggml-unlocked-{secrets.token_hex(8)}.tmp"
+                path = folder / f"{TEMPORARY_PREFIX}unlocked-{secrets.token_hex(8)}.tmp"
                 self._temporary.create(path, mode)
                 return
             if os.fstat(descriptor).st_nlink > 0:

@@ -16,8 +16,16 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["FolderLock", "kernel_mark", "lock", "remove_stale_files", "unlock"]
+__all__ = [
+    "TEMPORARY_PREFIX",
+    "FolderLock",
+    "kernel_mark",
+    "lock",
+    "remove_stale_files",
+    "unlock",
+]
 
+TEMPORARY_PREFIX = ".phiggml-"
 _LOCK_SECONDS = 10.0
 _LOCK_POLL_SECONDS = 0.01
 
@@ -39,7 +47,8 @@ def remove_stale_files(folder: Path) -> None:
     companions, whose names go on with a number, live as long as it does. Only the kernel that
     keeps the locks can tell, so files whose names do not bear its mark are left alone.
     """
-    ours = re.compile(rf"(\.phiggml-{kernel_mark()}-[0-9a-f]{{16}})(-[0-9]+)?\.tmp")
+    begin = re.escape(f"{TEMPORARY_PREFIX}{kernel_mark()}-")
+    ours = re.compile(rf"({begin}[0-9a-f]{{16}})(-[0-9]+)?\.tmp")
     found: dict[str, list[Path]] = {}
     try:
         with os.scandir(folder) as entries:

@@ -42,7 +42,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     add("file", metavar="FILE", help="a .npy or .safetensors file; GGUF: any part, or a URL")
     add("--tensor", metavar="NAME", help="one tensor alone")
     add("--types", metavar="Q4_K,...", help="default: all that fit; some only with --imatrix")
-    add("--imatrix", metavar="FILE", help="importances: llama-imatrix's GGUF, or float[n] as .npy")
+    add("--imatrix", metavar="FILE", help="importances: llama-imatrix's file, or float[n] as .npy")
     add("--threads", type=int, metavar="N", help="default: all cores")
     add("--json", action="store_true", help="report as JSON")
     add("--plot", metavar="X.png", help="draw the error against the bits (needs matplotlib)")

@@ -1,9 +1,4 @@
-"""The importances of columns that --imatrix names: one vector, or those of a model's tensors.
-
-Source: what llama.cpp b11549 writes (tools/imatrix) and reads (tools/quantize): for each tensor
-the sums of squared inputs, float32[matrices, n] as NAME.in_sum2, and how many went into them,
-float32[matrices, 1] as NAME.counts.
-"""
+"""The importances of columns that --imatrix names: one vector, or those of a model's tensors."""
 
 from __future__ import annotations
 
@@ -16,10 +11,9 @@ import numpy.typing as npt
 
 import phiggml as pg
 from phiggml.cli_compare_source import FloatTensor, load_npy
+from phiggml.imatrix import read_imatrix
 
 __all__ = ["Importances", "read_importances"]
-
-_SUMS, _COUNTS = ".in_sum2", ".counts"
 
 
 class Importances:
@@ -57,6 +51,8 @@ class Importances:
         vector, n = self._vector, tensor.shape[-1]
         found = self._named[tensor.name] if vector is None else vector
         found = found if found.ndim == 2 else found.reshape(1, -1)
+        if len(tensor.shape) == 3 and len(found) == 1 and found.size == tensor.shape[0] * n:
+            found = found.reshape(tensor.shape[0], n)
         per_matrix = len(tensor.shape) == 3 and len(found) == tensor.shape[0]
         if found.shape[1] != n or not (len(found) == 1 or per_matrix):
             raise pg.InputError(
@@ -73,7 +69,7 @@ class Importances:
 
 
 def read_importances(path: str) -> Importances:
-    """Reads a file of importances: float[n] as .npy, or what llama-imatrix writes as GGUF.
+    """Reads a file of importances: float[n] as .npy, or what llama-imatrix writes, GGUF or .dat.
 
     Raises:
         FormatError: it is none.
@@ -88,29 +84,4 @@ def read_importances(path: str) -> Importances:
                 "float32[n], one for each column."
             )
         return Importances(path, {}, vector=vector)
-    with pg.GGUFFile(path) as file:
-        if file.metadata.get("general.type") != "imatrix":
-            raise pg.FormatError(
-                f"compare: {path}: it is no importance matrix: general.type is not 'imatrix'. "
-                "Make one with llama-imatrix.",
-                path=path,
-            )
-        names = [name.removesuffix(_SUMS) for name in file.tensors if name.endswith(_SUMS)]
-        return Importances(path, {name: _means(file, name) for name in names})
-
-
-def _means(file: pg.GGUFFile, name: str) -> npt.NDArray[np.float32]:
-    sums, counts = file.tensors[name + _SUMS], file.tensors.get(name + _COUNTS)
-    sound = counts is not None and (sums.type, counts.type) == ("F32", "F32")
-    if counts is None or not sound or len(sums.shape) != 2 or counts.shape != (sums.shape[0], 1):
-        raise pg.FormatError(
-            f"compare: {file.path}: importances of {name!r}: {_SUMS} must be float32[matrices, n] "
-            f"and {_COUNTS} float32[matrices, 1].",
-            path=file.path,
-        )
-    values = sums.read_rows().view("<f4").astype(np.float32)
-    seen = counts.read_rows().view("<f4").astype(np.float32)
-    # A matrix that no input went through is of equal importance everywhere. Counts that are no
-    # counts make what `of` refuses.
-    with np.errstate(all="ignore"):
-        return np.where(seen == 0, np.float32(1), values / seen)
+    return Importances(path, read_imatrix(path).importances)

@@ -6,12 +6,13 @@ import argparse
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import phiggml as pg
-from phiggml.cli_terminal import ProgressBar, say_report, size, table
-from phiggml.conversion import ConversionReport
+from phiggml.cli_recipe_arguments import add_type_options, chosen_options, chosen_overrides
+from phiggml.cli_terminal import ProgressBar, parse_size, say_report, size, table
+from phiggml.gguf_text import escaped, one_line
+from phiggml.report import shown_error, shown_stages
 
 __all__ = ["add_convert", "add_quantize"]
 
@@ -26,13 +27,12 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
         help="folder with config.json, safetensors, tokenizer; or an id of the Hugging Face hub: "
         "owner/name, owner/name@revision",
     )
-    parser.add_argument(
-        "--type",
-        default=inspect.signature(pg.convert).parameters["type"].default,
-        help=f"{_TYPE_HELP} (default %(default)s)",
-    )
+    default = inspect.signature(pg.convert).parameters["type"].default
+    _add_type_arguments(parser, default=default)
+    add_type_options(parser, requantize=False)
     _add_job_arguments(parser)
-    parser.set_defaults(verb=_convert, allow_requantize=False)
+    # The shards of a checkpoint are no parts to keep.
+    parser.set_defaults(verb=_convert, keep_split=False)
 
 
 def add_quantize(parser: argparse.ArgumentParser) -> None:
@@ -40,43 +40,54 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="IN.gguf", help="a GGUF model, or the first part of a split one"
     )
-    parser.add_argument("--type", required=True, help=_TYPE_HELP)
-    _add_job_arguments(parser)
-    parser.add_argument(
-        "--allow-requantize",
-        action="store_true",
-        help="take quantized tensors as a source too (this loses quality)",
+    _add_type_arguments(parser, default=None)
+    add_type_options(parser)
+    _add_job_arguments(parser).add_argument(
+        "--keep-split", action="store_true", help="write as many parts as the source has"
     )
     parser.set_defaults(verb=_quantize)
 
 
-def _add_job_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_type_arguments(parser: argparse.ArgumentParser, *, default: str | None) -> None:
+    """--type or --recipe: one of them where there is no default."""
+    choice = parser.add_mutually_exclusive_group(required=default is None)
+    # No default of argparse's: it takes a type given that is the default for none given.
+    choice.add_argument(
+        "--type", help=_TYPE_HELP if default is None else f"{_TYPE_HELP} (default {default})"
+    )
+    choice.add_argument(
+        "--recipe",
+        metavar="FILE",
+        help="a recipe that `phiggml recipe show --save` wrote, in place of a type",
+    )
+    parser.set_defaults(default_type=default)
+
+
+def _add_job_arguments(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """All that both verbs take; gives the group of what decides where parts begin."""
     add = parser.add_argument
     add("-o", "--out", required=True, metavar="OUT.gguf", help="the file to write")
-    add(
-        "--override",
-        action="append",
-        default=[],
-        type=_override,
-        metavar="REGEX=TYPE",
-        help="type of the tensors in whose name the expression is found; may be given again",
+    add("--imatrix", metavar="FILE", help="importances, as llama-imatrix writes them")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument(
+        "--split-max-size",
+        type=parse_size,
+        metavar="SIZE",
+        help="begin a new part when one would grow beyond this, such as 2G",
     )
-    add("--pure", action="store_true", help="one type for all tensors, no mixture")
-    add("--leave-output", action="store_true", help="leave output.weight as it is")
-    add("--output-type", metavar="TYPE", help="type of output.weight")
-    add("--embedding-type", metavar="TYPE", help="type of token_embd.weight")
+    add(
+        "--max-memory",
+        type=parse_size,
+        metavar="SIZE",
+        help="of tensor data in memory at a time, such as 500M",
+    )
+    add("--measure-error", action="store_true", help="report what each tensor loses, as its nrmse")
     add("--threads", type=int, metavar="N", help="default: all cores")
     add("--overwrite", action="store_true", help="replace OUT.gguf if it exists")
     add("--dry-run", action="store_true", help="show what would be written, tensor by tensor")
     add("--json", action="store_true", help="report as JSON")
     add("-q", "--quiet", action="store_true", help="no progress bar, no summary")
-
-
-def _override(text: str) -> tuple[str, str]:
-    expression, separator, type = text.rpartition("=")
-    if not separator or not expression or not type:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form REGEX=TYPE")
-    return expression, type
+    return parts
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -92,69 +103,69 @@ def _write(verb: Callable[..., pg.Report], arguments: argparse.Namespace) -> int
         report = verb(
             arguments.source,
             arguments.out,
-            arguments.type,
-            overrides=dict(arguments.override),
+            _type(arguments),
+            imatrix=arguments.imatrix,
+            overrides=chosen_overrides(arguments),
             options=_options(arguments),
             threads=arguments.threads,
             progress=bar,
             overwrite=arguments.overwrite,
             dry_run=arguments.dry_run,
         )
-    return _tell(report, arguments)
+    return say_report(arguments, report, document=report.document, summary=lambda: _summary(report))
+
+
+def _type(arguments: argparse.Namespace) -> str | pg.Recipe:
+    if arguments.recipe is not None:
+        return pg.Recipe.load(arguments.recipe)
+    type: str = arguments.default_type if arguments.type is None else arguments.type
+    return type
 
 
 def _options(arguments: argparse.Namespace) -> pg.QuantizeOptions:
-    return pg.QuantizeOptions(
-        pure=arguments.pure,
-        allow_requantize=arguments.allow_requantize,
-        quantize_output=not arguments.leave_output,
-        output_type=arguments.output_type,
-        embedding_type=arguments.embedding_type,
+    return dataclasses.replace(
+        chosen_options(arguments),
+        max_memory=arguments.max_memory,
+        keep_split=arguments.keep_split,
+        split_max_bytes=arguments.split_max_size,
+        measure_error=arguments.measure_error,
     )
-
-
-def _tell(report: pg.Report, arguments: argparse.Namespace) -> int:
-    return say_report(
-        arguments, report, document=lambda: _document(report), summary=lambda: _summary(report)
-    )
-
-
-def _document(report: pg.Report) -> dict[str, Any]:
-    return {
-        "path": os.fspath(report.path),
-        "type": report.plan.type,
-        "nbytes": report.nbytes,
-        "bits_per_weight": report.bits_per_weight,
-        "seconds": report.seconds,
-        "written": report.written,
-        "notes": [*_conversion_notes(report), *report.plan.notes],
-        "tensors": [dataclasses.asdict(tensor) for tensor in report.tensors],
-    }
-
-
-def _conversion_notes(report: pg.Report) -> tuple[str, ...]:
-    """What a conversion left out; nothing for a file that was only quantized."""
-    return report.conversion.notes if isinstance(report, ConversionReport) else ()
 
 
 def _summary(report: pg.Report) -> str:
-    by_type: dict[str, list[int]] = {}
-    for tensor in report.tensors:
-        by_type.setdefault(tensor.type, []).append(tensor.nbytes)
     rows = [
-        (type, str(len(sizes)), size(sum(sizes)), f"{sum(sizes) / report.plan.nbytes:.1%}")
-        for type, sizes in sorted(by_type.items(), key=lambda item: -sum(item[1]))
+        (share.type, str(share.tensors), size(share.nbytes), f"{share.share:.1%}")
+        for share in report.types
     ]
     exceptions = [
-        f"{tensor.name}: {tensor.type}, {tensor.note}." for tensor in report.tensors if tensor.note
+        f"{one_line(tensor.name)}: {tensor.type}, {tensor.note}."
+        for tensor in report.tensors
+        if tensor.note
     ]
+    files = f" in {len(report.paths)} files" if len(report.paths) > 1 else ""
     return "\n".join(
         [
             table(("type", "tensors", "size", "share"), rows, right=(1, 2, 3)),
             *exceptions,
-            *_conversion_notes(report),
-            *(f"{text}." for text in report.plan.notes),
-            f"{os.fspath(report.path)}: {report.plan.type}, {size(report.nbytes)}, "
+            *map(_sentence, report.notes),
+            *(f"warning: {_sentence(text)}" for text in report.warnings),
+            *_measured(report),
+            f"{os.fspath(report.path)}: {report.plan.type}, {size(report.nbytes)}{files}, "
             f"{report.bits_per_weight:.2f} bits per weight, {report.seconds:.1f} s",
         ]
     )
+
+
+def _measured(report: pg.Report) -> Iterator[str]:
+    """A line for the largest error, for the time of each stage, and for memory."""
+    if report.largest_error is not None:
+        yield shown_error(*report.largest_error)
+    if report.stages:
+        yield shown_stages(report.stages)
+    if report.peak_memory:
+        yield f"peak memory: {size(report.peak_memory)}"
+
+
+def _sentence(text: str) -> str:
+    """One line, that a full stop ends."""
+    return escaped(text) if text.endswith(".") else f"{escaped(text)}."

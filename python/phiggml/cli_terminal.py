@@ -8,12 +8,13 @@ import os
 import re
 import shutil
 import sys
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from phiggml.gguf_text import escaped
+from phiggml.gguf_text import escaped, one_line
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -42,6 +43,12 @@ _IN_TEXT = (
 _MOST_CELL_CHARACTERS = 100
 # Work that is done sooner needs no bar.
 _BAR_AFTER_SECONDS = 0.3
+_COLUMNS_WHERE_UNKNOWN = 80
+# What a terminal shows for the key, behind the bar: there is room, lest it take another line.
+_CTRL_C = "^C "
+# Figures take about 52 columns; a line that has no room for a name and some bar shows less.
+_COLUMNS_OF_A_WIDE_BAR = 72
+_SHORTEST_NAME, _LONGEST_NAME = 12, 32
 
 
 def printable(text: str) -> str:
@@ -158,6 +165,8 @@ class _Event(Protocol):
     def done(self) -> int: ...
     @property
     def total(self) -> int: ...
+    @property
+    def tensor(self) -> str: ...
 
 
 class ProgressBar:
@@ -165,28 +174,20 @@ class ProgressBar:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._shown = sys.stderr.isatty() and not quiet
+        self._stage = ""
         self._bar: tqdm[Any] | None = None
 
     def __call__(self, event: _Event) -> None:
         if not self._shown:
             return
-        if self._bar is not None and self._bar.desc != event.stage:
-            self._bar.close()
-            self._bar = None
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                desc=event.stage,
-                total=event.total,
-                unit="B",
-                unit_scale=True,
-                leave=False,
-                dynamic_ncols=True,
-                delay=_BAR_AFTER_SECONDS,
-                file=sys.stderr,
-            )
-        self._bar.update(event.done - self._bar.n)
+        width = max(_columns_of_terminal() - len(_CTRL_C), 1)
+        bar = self._bar
+        if bar is None or self._stage != event.stage:
+            bar = self._begun(event, width)
+        bar.ncols = width
+        bar.bar_format = _bar_format(width, named=bool(event.tensor))
+        bar.postfix = _shown_name(event.tensor, width) if event.tensor else None
+        bar.update(event.done - bar.n)
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -199,6 +200,74 @@ class ProgressBar:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+            if kind is KeyboardInterrupt:
+                sys.stderr.write(f"\r{' ' * (_columns_of_terminal() - 1)}\r")
+
+    def _begun(self, event: _Event, width: int) -> tqdm[Any]:
+        from tqdm import tqdm
+
+        if self._bar is not None:
+            self._bar.close()
+        self._stage = event.stage
+        self._bar = tqdm(
+            desc=event.stage,
+            total=event.total,
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            delay=_BAR_AFTER_SECONDS,
+            # Types differ in speed: some seconds count, not tqdm's few tenths. And when little is
+            # done in the time of much, the bar must not stand still.
+            smoothing=0.05,
+            miniters=1,
+            # Both given: else it hides the bar on a terminal that does not tell its size.
+            ncols=width,
+            nrows=20,
+            bar_format=_bar_format(width, named=False),
+            file=sys.stderr,
+        )
+        return self._bar
+
+
+def _columns_of_terminal() -> int:
+    """Of that behind stderr, where the bar is."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS_WHERE_UNKNOWN
+    except (OSError, ValueError):
+        return _COLUMNS_WHERE_UNKNOWN
+
+
+def _bar_format(width: int, *, named: bool) -> str:
+    """What tqdm shows in a line of so many columns; it cuts off what is too long."""
+    if width >= _COLUMNS_OF_A_WIDE_BAR:
+        return (
+            "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {rate_noinv_fmt}, "
+            "{remaining} left{postfix}"
+        )
+    if named:
+        return "{percentage:3.0f}%, {remaining} left, {rate_noinv_fmt}{postfix}"
+    return "{desc} {percentage:3.0f}%|{bar}| {remaining} left"
+
+
+def _shown_name(name: str, width: int) -> str:
+    """A stranger's name, in columns that stay as many, lest the bar become longer and shorter."""
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    # No character takes less than a column: no more of them are looked at.
+    shown = one_line(name[:width]).encode(encoding, "backslashreplace").decode(encoding)
+    if width < _COLUMNS_OF_A_WIDE_BAR:
+        return shown
+    room = min(width - _COLUMNS_OF_A_WIDE_BAR + _SHORTEST_NAME, _LONGEST_NAME)
+    if (columns := _columns(shown)) <= room:
+        return shown + " " * (room - columns)
+    while columns > room - 3:
+        columns -= _columns(shown[-1])
+        shown = shown[:-1]
+    return shown + "..." + " " * (room - 3 - columns)
+
+
+def _columns(text: str) -> int:
+    """How many a terminal takes for it."""
+    return sum(2 if unicodedata.east_asian_width(c) in "FW" else 1 for c in text)
 
 
 def _takes_colour(stream: TextIO) -> bool:

@@ -329,7 +329,7 @@ class GGUFTensor:
         Raises:
             InputError: the rows lie outside the tensor.
             UnsupportedError: nobody has said how the type lies in a big-endian file.
-            FormatError: the file has become shorter since it was opened.
+            FormatError: the file has been written to, or made shorter, since it was opened.
             OSError: it cannot be read.
 
         Cost:
@@ -357,7 +357,7 @@ class GGUFTensor:
         Raises:
             InputError: they lie outside the data; or, in a big-endian file, are no whole blocks.
             UnsupportedError: nobody has said how the type lies in a big-endian file.
-            FormatError: the file has become shorter since it was opened.
+            FormatError: the file has been written to, or made shorter, since it was opened.
             OSError: it cannot be read.
 
         Cost:

@@ -91,6 +91,10 @@ class GGUFPart:
         """The temporary file, once it has been begun."""
         return self._file
 
+    def size(self, pairs_bytes: int) -> int:
+        """Of the whole file, in bytes, where all is known before the first data come."""
+        return self._wanted_room(pairs_bytes, spare=False) + self.nbytes
+
     def begin(self, file: AtomicFile, pairs_bytes: int, *, spare: bool) -> None:
         """Begins the file.
 

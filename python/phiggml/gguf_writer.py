@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Collection, Iterator, MutableMapping
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from phiggml.atomic_file import AtomicFile, publish_together
+from phiggml.atomic_file import AtomicFile, naming_target, publish_together
 from phiggml.errors import InputError
-from phiggml.gguf_part import GGUFPart, TensorInfo, aligned
+from phiggml.gguf_part import GGUFPart, TensorInfo
+from phiggml.gguf_parts import GGUFParts, SplitRules
 from phiggml.gguf_tensor_data import checked_shape, tensor_data
 from phiggml.gguf_writer_metadata import (
     MAX_ENTRIES,
     MAX_TENSOR_NAME_BYTES,
     WriterMetadata,
-    encoded_size,
     require_name,
-    split_pairs,
 )
 from phiggml.gguf_writer_target import WriterTarget
 from phiggml.quant import QuantizedArray, QuantType
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["GGUFWriter"]
 
 _MAX_HELD_BYTES = 64 << 20
-_MAX_PARTS = 65535  # split.count has 16 bits
 _MAX_OPEN = 16  # files at a time, beside the first
 
 
@@ -63,11 +61,11 @@ class GGUFWriter:
     it comes, behind a header with room to spare; what is left of the room becomes the first key,
     `phiggml.padding` (blanks). A key of this name that is set or copied is not written.
 
-    With split_max_bytes or split_max_tensors the model becomes several files, named as
-    llama-gguf-split names them: PREFIX-00001-of-00003.gguf, where PREFIX is `path` without .gguf.
-    The first has all metadata. It is renamed last. Old files stand aside before, and what is raised
-    until then puts them back; a process that is killed just between leaves no first file. Sets of
-    another number of files stay as they are.
+    With split_max_bytes, split_max_tensors or split_counts the model becomes several files, named
+    as llama-gguf-split names them: PREFIX-00001-of-00003.gguf, where PREFIX is `path` without
+    .gguf. The first has all metadata. It is renamed last. Old files stand aside before, and what is
+    raised until then puts them back; a process that is killed just between leaves no first file.
+    Sets of another number of files stay as they are.
 
     Args:
         path: the file to be.
@@ -75,6 +73,7 @@ class GGUFWriter:
         split_max_bytes: a file ends before its tensors would take more; a larger tensor has one
             of its own. None: no limit.
         split_max_tensors: how many tensors a file has at most. None: no limit.
+        split_counts: how many tensors each file has; some may have none. None: no such numbers.
 
     Raises:
         InputError: a name, value, shape or dtype that the format cannot hold, or more of them
@@ -110,20 +109,19 @@ class GGUFWriter:
         overwrite: bool = False,
         split_max_bytes: int | None = None,
         split_max_tensors: int | None = None,
+        split_counts: Sequence[int] | None = None,
     ) -> None:
         self.path = os.fspath(path)
         self._overwrite = overwrite
-        self._split_max_bytes = _positive(split_max_bytes, "split_max_bytes")
-        self._split_max_tensors = _positive(split_max_tensors, "split_max_tensors")
-        self._split = split_max_bytes is not None or split_max_tensors is not None
-        self._target = WriterTarget(self.path, split=self._split, overwrite=overwrite)
+        self._rules = SplitRules(split_max_bytes, split_max_tensors, split_counts)
+        self._target = WriterTarget(self.path, split=self._rules.split, overwrite=overwrite)
         self._metadata = WriterMetadata()
         self._names: set[str] = set()
         # Until the output begins: what was added and declared, in order.
         self._held: list[tuple[TensorInfo, npt.NDArray[Any] | None]] = []
         self._held_bytes = 0
         # From then on.
-        self._parts: list[GGUFPart] = []
+        self._parts: GGUFParts | None = None
         self._open: deque[GGUFPart] = deque()
         self._waiting: deque[_Place] = deque()
         self._paths: tuple[str, ...] = ()
@@ -267,11 +265,12 @@ class GGUFWriter:
                     f"GGUFWriter.close: tensor {place.info.name!r}: it lacks {place.missing} of "
                     f"its {place.info.nbytes} bytes. Bring them by write_rows; no file was made."
                 )
-            count = len(self._parts)
+            parts = self._begun
+            count = len(parts.parts)
             self._target.require_writable(count)
             files = [
-                self._opened(part).finish(self._pairs(number))
-                for number, part in enumerate(self._parts)
+                self._opened(part).finish(parts.pairs(number))
+                for number, part in enumerate(parts.parts)
             ]
             named = list(zip(files, self._target.targets(count), strict=True))
             publish_together(named, overwrite=self._overwrite)
@@ -284,7 +283,8 @@ class GGUFWriter:
         Raises:
             OSError: the file system refuses to remove or close one; the others are gone.
         """
-        parts, self._given_up = self._parts, False
+        parts = [] if self._parts is None else self._parts.parts
+        self._given_up = False
         self._end()
         with contextlib.ExitStack() as stack:
             # All of them, whatever one raises; the first, whose lock they share, goes last.
@@ -330,7 +330,7 @@ class GGUFWriter:
         require_name(name, what, MAX_TENSOR_NAME_BYTES)
         if name in self._names:
             raise InputError(f"{what}: there is a tensor of this name already.")
-        if not self._split and len(self._names) == MAX_ENTRIES:
+        if not self._rules.split and len(self._names) == MAX_ENTRIES:
             raise InputError(
                 f"{what}: there are {MAX_ENTRIES} tensors, as many as GGUFFile reads. "
                 "Split the model."
@@ -341,10 +341,13 @@ class GGUFWriter:
 
     def _add(self, info: TensorInfo, data: npt.NDArray[Any] | None) -> None:
         with self._discarding_on_failure():
-            if self._parts:
+            if self._parts is not None:
                 place = self._placed(info)
-                self._begin_part(place.part, spare=True)
-                self._opened(place.part).make_room(self._pairs_bytes(place.part))
+                for part in reversed(self._parts.parts):  # files without tensors may lie between
+                    if part.file is not None:
+                        break
+                    self._begin_part(part, spare=True)
+                self._opened(place.part).make_room(self._parts.pairs_bytes(place.part))
                 self._fill(place, data)
             else:
                 self._held.append((info, data))
@@ -355,41 +358,34 @@ class GGUFWriter:
 
     def _begin(self, *, spare: bool) -> None:
         """Begins the output, once, and writes what was held."""
-        if self._parts:
+        if self._parts is not None:
             return
         held, self._held, self._held_bytes = self._held, [], 0
         self._metadata.alignment_fixed = True
-        self._parts = [GGUFPart(self._metadata.alignment)]
+        self._parts = GGUFParts(self.path, self._metadata, self._rules)
         places = [self._placed(info) for info, _ in held]
-        self._target.require_writable(len(self._parts))
-        for part in self._parts:
+        self._target.require_writable(len(self._parts.parts))
+        for part in self._parts.parts:
             self._begin_part(part, spare=spare)
         for place, (_, data) in zip(places, held, strict=True):
             self._fill(place, data)
 
+    @property
+    def _begun(self) -> GGUFParts:
+        if self._parts is None:
+            raise InputError(f"GGUFWriter: {self.path}: the output was not begun.")
+        return self._parts
+
     def _placed(self, info: TensorInfo) -> _Place:
-        """A place in the last part, or in a new one when that is full."""
-        part = self._parts[-1]
-        nbytes = part.nbytes + aligned(info.nbytes, self._metadata.alignment)
-        too_large = self._split_max_bytes is not None and nbytes > self._split_max_bytes
-        full = part.n_tensors in (self._split_max_tensors, MAX_ENTRIES)
-        if part.n_tensors > 0 and (too_large or full):
-            if len(self._parts) == _MAX_PARTS:
-                raise InputError(
-                    f"GGUFWriter: {self.path}: a model has at most {_MAX_PARTS} files. "
-                    "Allow larger ones."
-                )
-            part = GGUFPart(self._metadata.alignment)
-            self._parts.append(part)
-        return _Place(info, part, part.add(info), info.nbytes)
+        part, offset = self._begun.place(info)
+        return _Place(info, part, offset, info.nbytes)
 
     def _begin_part(self, part: GGUFPart, *, spare: bool) -> None:
         if part.file is None:
-            target = self._target
-            file = AtomicFile(
-                target.folder, permissions=target.permissions, leader=self._parts[0].file
-            )
-            part.begin(file, self._pairs_bytes(part), spare=spare)
+            target, parts = self._target, self._begun
+            leader = parts.parts[0].file
+            file = AtomicFile(target.folder, permissions=target.permissions, leader=leader)
+            part.begin(file, parts.pairs_bytes(part), spare=spare)
             self._opened(part)
 
     def _opened(self, part: GGUFPart) -> GGUFPart:
@@ -407,40 +403,22 @@ class GGUFWriter:
         else:
             self._opened(place.part).write(place.offset, data)
 
-    def _pairs(self, number: int) -> dict[str, bytes]:
-        """The metadata of a part."""
-        if not self._split:
-            return self._metadata.written()
-        return split_pairs(
-            self._metadata, number=number, count=len(self._parts), n_tensors=len(self._names)
-        )
-
-    def _pairs_bytes(self, part: GGUFPart) -> int:
-        return encoded_size(self._pairs(0 if part is self._parts[0] else 1))
-
     def _end(self) -> None:
         self._closed = True
         self._metadata.closed = True
         self._held = []
-        self._parts = []
+        self._parts = None
         self._open = deque()
         self._waiting = deque()
 
     @contextlib.contextmanager
     def _discarding_on_failure(self) -> Iterator[None]:
         try:
-            yield
+            with naming_target(self.path):
+                yield
         except BaseException:
             try:
                 self.discard()
             finally:
                 self._given_up = True
             raise
-
-
-def _positive(value: int | None, what: str) -> int | None:
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1
-    ):
-        raise InputError(f"GGUFWriter: {what}: {value!r}: it must be a positive integer, or None.")
-    return None if value is None else int(value)

@@ -11,7 +11,7 @@ from pathlib import Path
 from phiggml.atomic_file import require_writable_name
 from phiggml.errors import InputError
 
-__all__ = ["WriterTarget", "split_prefix"]
+__all__ = ["WriterTarget", "file_names", "split_prefix"]
 
 _SUFFIX = ".gguf"
 
@@ -29,7 +29,26 @@ def split_prefix(path: str | os.PathLike[str]) -> Path:
     name = _file_name(text).removesuffix(_SUFFIX)
     if not name:
         raise InputError(f"GGUFWriter: {text!r}: nothing stands before {_SUFFIX}. Pass a name.")
-    return Path(text).parent.resolve() / name
+    return _resolved(Path(text).parent) / name
+
+
+def file_names(path: str, count: int | None) -> tuple[str, ...]:
+    """The names of a model's files.
+
+    Args:
+        path: the file, or PREFIX.gguf.
+        count: of the files of a split model; None where it is not split.
+
+    Raises:
+        InputError: it is the name of a folder, or none.
+    """
+    if count is None:
+        return (path,)
+    prefix = split_prefix(path).name
+    return tuple(
+        str(Path(path).parent / f"{prefix}-{i + 1:05d}-of-{count:05d}{_SUFFIX}")
+        for i in range(count)
+    )
 
 
 class WriterTarget:
@@ -54,7 +73,7 @@ class WriterTarget:
         self._overwrite = overwrite
         _file_name(path)
         # A link is written through, as open() would; a split model's name is no file's.
-        self._target = split_prefix(path) if split else Path(path).resolve()
+        self._target = split_prefix(path) if split else _resolved(Path(path))
         self.folder = self._target.parent
         if split:
             old = self._require_new_set()
@@ -65,17 +84,13 @@ class WriterTarget:
 
     def paths(self, count: int) -> tuple[str, ...]:
         """The names of so many files, as they were asked for."""
-        if not self._split:
-            return (self._path,)
-        folder = Path(self._path).parent
-        return tuple(str(folder / target.name) for target in self.targets(count))
+        return file_names(self._path, count if self._split else None)
 
     def targets(self, count: int) -> list[Path]:
         """The same files; the names stay right when the current folder changes."""
         if not self._split:
             return [self._target]
-        name = self._target.name
-        return [self.folder / f"{name}-{i + 1:05d}-of-{count:05d}{_SUFFIX}" for i in range(count)]
+        return [self.folder / Path(name).name for name in self.paths(count)]
 
     def require_writable(self, count: int) -> None:
         """Checks that so many files may appear."""
@@ -112,6 +127,13 @@ class WriterTarget:
                 str(min(found)),
             )
         return min(found)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except RuntimeError as error:  # a loop of links, before Python 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
 
 
 def _file_name(text: str) -> str:

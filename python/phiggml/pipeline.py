@@ -14,11 +14,11 @@ from phiggml.quant import QuantType
 from phiggml.recipe import PlannedTensor
 from phiggml.source import SourceTensor
 
-__all__ = ["Chunk", "PipelineSettings", "converted"]
+__all__ = ["Chunk", "PipelineSettings", "RowConversion"]
 
 Importances = Mapping[str, npt.NDArray[np.float32]]
-# Two chunks on their way for each thread, and one that is written: large enough that handing them
-# over costs nothing, small enough to stay in caches.
+# Two chunks on their way for each thread, one that is written and one that was: large enough that
+# handing them over costs nothing, small enough to stay in caches.
 _MEMORY_OF_A_CHUNK = 2 << 20
 
 
@@ -41,7 +41,7 @@ class PipelineSettings:
     def memory(self) -> int:
         if self.max_memory is not None:
             return self.max_memory
-        return (2 * self.threads + 1) * _MEMORY_OF_A_CHUNK
+        return (2 * self.threads + 2) * _MEMORY_OF_A_CHUNK
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,15 @@ class Chunk:
 
     Attributes:
         tensor: its place in the plan.
-        source_bytes: how many bytes of the source they were.
         rows: uint8[nbytes], whole rows one after the other.
     """
 
     tensor: int
-    source_bytes: int
     rows: npt.NDArray[np.uint8]
 
 
-def converted(
-    planned: Sequence[PlannedTensor],
-    sources: Mapping[str, SourceTensor],
-    imatrix: Importances,
-    *,
-    settings: PipelineSettings,
-) -> Generator[Chunk, None, None]:
-    """Converts the rows of all planned tensors, in their order.
+class RowConversion:
+    """The rows of all planned tensors, converted in their order while they are pulled.
 
     Args:
         planned: what each becomes.
@@ -74,50 +66,111 @@ def converted(
         imatrix: by name, float32[experts, n].
         settings: threads and memory.
 
-    Yields:
-        Chunk after chunk, while threads work on the next ones.
-
-    Raises:
-        InputError: a row takes more than max_memory; numbers are not finite, or too large for
-            their type.
-        FormatError: a source has been written to, or made shorter, since it was opened.
-        OSError: it cannot be read.
-
-    Cost:
-        The GIL is released while it waits. Memory is bounded by the settings. Of a source whose
-        rows do not lie in a file as they are (a big-endian one) tensors are read some rows at a
-        time by the calling thread.
+    Attributes:
+        read_seconds: that all threads together have spent reading, as far as is known.
+        convert_seconds: the same of converting.
     """
-    if all(sources[tensor.name].runs is not None for tensor in planned):
-        tensors = [_tensor(t, sources[t.name].runs or (), imatrix) for t in planned]
-        yield from _chunks(tensors, settings)
-        return
-    for place, tensor in enumerate(planned):
-        for start, stop, importances in _ranges(tensor, imatrix, settings.memory // 2):
-            rows = sources[tensor.name].read(start, stop)
-            run = _core.pipeline.RowRun(
-                source=_core.pipeline.source_of_array(rows, tensor.name),
-                offset=0,
-                n_rows=stop - start,
-                type_id=QuantType(tensor.source_type).id,
-            )
-            part = _described(tensor, [run], importances, stop - start)
-            for chunk in _chunks([part], settings):
-                yield Chunk(place, chunk.source_bytes, chunk.rows)
+
+    def __init__(
+        self,
+        planned: Sequence[PlannedTensor],
+        sources: Mapping[str, SourceTensor],
+        imatrix: Importances,
+        *,
+        settings: PipelineSettings,
+    ) -> None:
+        self.read_seconds = 0.0
+        self.convert_seconds = 0.0
+        self._planned = planned
+        self._sources = sources
+        self._imatrix = imatrix
+        self._settings = settings
+        self._squares: dict[str, _Squares] = {}
+
+    def chunks(self) -> Generator[Chunk, None, None]:
+        """Converts.
+
+        Yields:
+            Chunk after chunk, while threads work on the next ones.
+
+        Raises:
+            InputError: a row takes more than max_memory; numbers are not finite, or too large for
+                their type.
+            FormatError: a source has been written to, or made shorter, since it was opened.
+            OSError: it cannot be read.
+
+        Cost:
+            The GIL is released while it waits. Memory is bounded by the settings. Of a source
+            whose rows do not lie in a file as they are (a big-endian one) tensors are read some
+            rows at a time by the calling thread.
+        """
+        planned, sources, imatrix = self._planned, self._sources, self._imatrix
+        if all(sources[tensor.name].runs is not None for tensor in planned):
+            tensors = [_tensor(t, sources[t.name].runs or (), imatrix) for t in planned]
+            yield from self._pulled(tensors, first=0)
+            return
+        for place, tensor in enumerate(planned):
+            for start, stop, importances in _ranges(tensor, imatrix, self._settings.memory // 2):
+                rows = sources[tensor.name].read(start, stop)
+                run = _core.pipeline.RowRun(
+                    source=_core.pipeline.source_of_array(rows, tensor.name),
+                    offset=0,
+                    n_rows=stop - start,
+                    type_id=QuantType(tensor.source_type).id,
+                )
+                part = _described(tensor, [run], importances, stop - start)
+                yield from self._pulled([part], first=place)
+
+    def errors(self) -> dict[str, float]:
+        """Of each tensor that changed its type, as far as its chunks were pulled.
+
+        Returns:
+            Tensor name -> rms error divided by the rms of the numbers, both as they were written
+            and as they were (NaN where all numbers are 0); nothing unless they are measured.
+        """
+        return {
+            tensor.name: self._squares[tensor.name].ratio
+            for tensor in self._planned
+            if tensor.name in self._squares and tensor.type != tensor.source_type
+        }
+
+    def _pulled(
+        self, tensors: list[_core.pipeline.Tensor], *, first: int
+    ) -> Generator[Chunk, None, None]:
+        """Chunks of tensors of which the first has this place in the plan."""
+        settings = self._settings
+        pipeline = _core.pipeline.Pipeline(
+            tensors=tensors,
+            threads=settings.threads,
+            max_memory=settings.memory,
+            measure_error=settings.measure_error,
+        )
+        try:
+            while (found := pipeline.next()) is not None:
+                place, rows = found
+                yield Chunk(first + place, rows)
+        finally:
+            pipeline.close()
+            reading, converting = pipeline.seconds()
+            self.read_seconds += reading
+            self.convert_seconds += converting
+            if settings.measure_error:
+                for place, sums in enumerate(pipeline.error_sums(), first):
+                    squares = self._squares.setdefault(self._planned[place].name, _Squares())
+                    squares.error += sums["squared_error"]
+                    squares.value += sums["squared_value"]
 
 
-def _chunks(tensors: list[_core.pipeline.Tensor], settings: PipelineSettings) -> Iterator[Chunk]:
-    pipeline = _core.pipeline.Pipeline(
-        tensors=tensors,
-        threads=settings.threads,
-        max_memory=settings.memory,
-        measure_error=settings.measure_error,
-    )
-    try:
-        while (found := pipeline.next()) is not None:
-            yield Chunk(*found)
-    finally:
-        pipeline.close()
+@dataclass
+class _Squares:
+    """Sums of the squares of differences and of numbers."""
+
+    error: float = 0.0
+    value: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        return math.sqrt(self.error / self.value) if self.value else math.nan
 
 
 def _tensor(

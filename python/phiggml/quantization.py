@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from phiggml import _core
 from phiggml.errors import InputError
 from phiggml.gguf import GGUFValue, GGUFWriter
-from phiggml.gguf_part import aligned
-from phiggml.gguf_value import encode_string, encode_value
+from phiggml.gguf_part import TensorInfo
+from phiggml.gguf_parts import SplitRules, planned_sizes
 from phiggml.gguf_writer_metadata import PADDING_KEY, SPLIT_KEYS
-from phiggml.pipeline import Chunk, PipelineSettings, converted
+from phiggml.gguf_writer_target import file_names
+from phiggml.imatrix import FittedImatrix, Imatrix, ImatrixSource, fitted
+from phiggml.peak_memory import PeakMemory
+from phiggml.pipeline import PipelineSettings, RowConversion
 from phiggml.progress import Progress
-from phiggml.recipe import (
-    ModelShape,
-    Plan,
-    QuantizeOptions,
-    TensorFacts,
-    plan_types,
-)
+from phiggml.quant import QuantType
+from phiggml.recipe import ModelShape, Plan, QuantizeOptions, Recipe, TensorFacts, plan_types
 from phiggml.report import Report
 from phiggml.runtime import thread_count
 from phiggml.source import SourceModel, SourceTensor, gguf_source
@@ -46,6 +42,7 @@ __all__ = [
 ]
 
 _DEFAULT_OPTIONS = QuantizeOptions()
+_STAGES = ("plan", "read", "convert", "write", "finish")
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,8 @@ class WriteJob:
     """How write_model does its work.
 
     Attributes:
-        imatrix: tensor name -> importances, float32[n] or float32[experts, n]; or None.
+        imatrix: tensor name -> importances, float32[n] or float32[experts, n]; a file of them; or
+            None.
         overrides: regular expression over tensor names -> tensor type.
         options: see QuantizeOptions.
         threads: None means all cores available to the process.
@@ -62,7 +60,7 @@ class WriteJob:
         dry_run: plan and report, but write nothing.
     """
 
-    imatrix: Mapping[str, npt.ArrayLike] | None = None
+    imatrix: ImatrixSource | None = None
     overrides: Mapping[str, str] | None = None
     options: QuantizeOptions = _DEFAULT_OPTIONS
     threads: int | None = None
@@ -83,9 +81,9 @@ class WriteJob:
 def quantize_model(
     src: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    type: str,
+    type: str | Recipe,
     *,
-    imatrix: Mapping[str, npt.ArrayLike] | None = None,
+    imatrix: ImatrixSource | None = None,
     overrides: Mapping[str, str] | None = None,
     options: QuantizeOptions = _DEFAULT_OPTIONS,
     threads: int | None = None,
@@ -97,9 +95,11 @@ def quantize_model(
 
     Args:
         src: a GGUF file, or the first part of a split one (the parts are merged).
-        out: the file to write; it appears there only when it is complete.
-        type: of the whole model, such as "Q4_K_M", any case; see `model_types`.
-        imatrix: tensor name -> importances, float32[n] for rows of n (float32[experts, n] for
+        out: the file to write; it appears there only when it is complete. Where options split it,
+            it becomes PREFIX-00001-of-00003.gguf and so on, as llama-gguf-split names them.
+        type: of the whole model, such as "Q4_K_M", any case, see `model_types`; or a `Recipe`.
+        imatrix: the path of an importance matrix as llama-imatrix writes it (GGUF, or the older
+            .dat); or tensor name -> importances, float32[n] for rows of n (float32[experts, n] for
             a tensor of experts).
         overrides: regular expression, searched for in tensor names -> tensor type. The first that
             matches wins; tensors that the rules never quantize (norms, biases) stay as they are.
@@ -121,8 +121,9 @@ def quantize_model(
         FileExistsError: `out` exists and overwrite is False.
 
     Cost:
-        Memory is bounded by options.max_memory, not by the size of tensors; the GIL is released
-        while numbers are converted; Ctrl-C stops it and leaves no file.
+        The source is read once, ahead of the threads that convert. Memory is bounded by
+        options.max_memory, not by the size of tensors; the GIL is released while numbers are
+        converted; Ctrl-C stops it and leaves no file.
 
     Source:
         Types by llama.cpp's own rules (llama-quant.cpp), numbers by ggml_quantize_chunk: tensor
@@ -139,14 +140,14 @@ def quantize_model(
 
 
 def write_model(
-    source: SourceModel, out: str | os.PathLike[str], type: str, *, job: WriteJob
+    source: SourceModel, out: str | os.PathLike[str], type: str | Recipe, *, job: WriteJob
 ) -> Report:
     """Writes a model's tensors, converted to the types that the rules choose, as a GGUF file.
 
     Args:
         source: metadata and tensors.
         out: the file to write; it appears there only when it is complete.
-        type: of the whole model, any case.
+        type: of the whole model, any case; or a recipe.
         job: everything else.
 
     Returns:
@@ -161,33 +162,143 @@ def write_model(
     Source:
         The order of keys and tensors is llama_model_quantize's.
     """
-    started = time.perf_counter()
-    path = Path(out)
-    for read in source.paths:
-        if path.exists() and path.samefile(read):
-            raise InputError(f"quantize: {path}: it is the source itself. Write to another file.")
-    imatrix = None if job.imatrix is None else _checked_imatrix(job.imatrix, source.tensors)
+    stages = _Stages()
+    with stages.timed("plan"):
+        work = _planned_work(source, os.fspath(out), type, job)
+    if not job.dry_run:
+        _carry_out(work, job, stages)
+    return Report(
+        Path(work.names[0]),
+        work.plan,
+        work.nbytes,
+        stages.elapsed,
+        written=not job.dry_run,
+        stages={name: stages.seconds[name] for name in _STAGES if name in stages.seconds},
+        peak_memory=stages.memory.nbytes,
+        errors=work.conversion.errors(),
+        warnings=work.warnings,
+        paths=tuple(map(Path, work.names)) if work.rules.split else (),
+    )
+
+
+class _Stages:
+    """How long each stage takes, and how much memory was held."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.memory = PeakMemory()
+        self._started = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._started
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+            self.memory.look()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """All that is decided before the first byte is written."""
+
+    out: str
+    names: tuple[str, ...]
+    plan: Plan
+    metadata: dict[str, Any]
+    rules: SplitRules
+    nbytes: int
+    conversion: RowConversion
+    warnings: tuple[str, ...]
+
+
+def _planned_work(source: SourceModel, out: str, type: str | Recipe, job: WriteJob) -> _Work:
+    options = job.options
+    settings = PipelineSettings(
+        thread_count(job.threads, "quantize"), _max_memory(options), options.measure_error
+    )
+    fit = fitted(job.imatrix, ((tensor.name, tensor.shape) for tensor in source.tensors))
     plan = plan_types(
         ModelShape.from_metadata(source.architecture, _plain(source.metadata)),
         [TensorFacts(tensor.name, tensor.shape, tensor.type) for tensor in source.tensors],
         type,
         overrides=job.overrides,
-        options=job.options,
-        imatrix_names=imatrix,
+        options=options,
+        imatrix_names=None if fit is None else fit.importances,
     )
-    settings = PipelineSettings(thread_count(job.threads, "quantize"), _max_memory(job.options))
-    metadata = _output_metadata(source.metadata, plan)
-    if job.dry_run:
-        nbytes = file_size(metadata, plan)
-    else:
-        sources = {tensor.name: tensor for tensor in source.tensors}
-        chunks = converted(plan.tensors, sources, imatrix or {}, settings=settings)
-        with GGUFWriter(path, overwrite=job.overwrite) as writer, closing(chunks):
-            _declare(writer, metadata, plan)
-            total = sum(tensor.source_nbytes for tensor in plan.tensors)
-            _write(chunks, writer, total=total, progress=job.progress)
-        nbytes = path.stat().st_size
-    return Report(path, plan, nbytes, time.perf_counter() - started, written=not job.dry_run)
+    metadata = _output_metadata(source.metadata, plan, fit)
+    rules = _split_rules(source, options)
+    sizes = planned_sizes(metadata, _infos(plan), rules)
+    names = file_names(out, len(sizes) if rules.split else None)
+    _refuse_sources(names, source, job)
+    sources = {tensor.name: tensor for tensor in source.tensors}
+    importances = {} if fit is None else fit.importances
+    conversion = RowConversion(plan.tensors, sources, importances, settings=settings)
+    warnings = () if fit is None else fit.warnings
+    return _Work(out, names, plan, metadata, rules, sum(sizes), conversion, warnings)
+
+
+def _split_rules(source: SourceModel, options: QuantizeOptions) -> SplitRules:
+    if not options.keep_split:
+        return SplitRules(max_bytes=options.split_max_bytes)
+    if not source.split:
+        return SplitRules()
+    parts = Counter(tensor.part for tensor in source.tensors)
+    return SplitRules(counts=[parts[number] for number in range(len(source.paths))])
+
+
+def _refuse_sources(names: tuple[str, ...], source: SourceModel, job: WriteJob) -> None:
+    """A result renamed over what it was made of would destroy that."""
+    read = list(source.paths)
+    imatrix = job.imatrix.file if isinstance(job.imatrix, Imatrix) else job.imatrix
+    if isinstance(imatrix, str | os.PathLike):
+        read.append(Path(imatrix))
+    for out in map(Path, names):
+        if out.exists() and any(path.exists() and out.samefile(path) for path in read):
+            raise InputError(f"write: {out}: it is the source itself. Write to another file.")
+
+
+def _carry_out(work: _Work, job: WriteJob, stages: _Stages) -> None:
+    conversion = work.conversion
+    with ExitStack() as output:
+        with stages.timed("write"):
+            writer = output.enter_context(
+                GGUFWriter(
+                    work.out,
+                    overwrite=job.overwrite,
+                    split_max_bytes=work.rules.max_bytes,
+                    split_counts=work.rules.counts,
+                )
+            )
+            for key, value in work.metadata.items():
+                writer.metadata[key] = value
+            for tensor in work.plan.tensors:
+                writer.add_tensor_stream(tensor.name, tensor.shape, tensor.type)
+        with closing(conversion.chunks()) as chunks:
+            total = sum(tensor.source_nbytes for tensor in work.plan.tensors)
+            done = 0
+            _tell(job, Progress("quantize", 0, total, "", stages.elapsed))
+            for chunk in chunks:
+                with stages.timed("write"):
+                    writer.write_rows(chunk.rows)
+                tensor = work.plan.tensors[chunk.tensor]
+                done += tensor.source_nbytes * chunk.rows.nbytes // tensor.nbytes
+                _tell(job, Progress("quantize", done, total, tensor.name, stages.elapsed))
+        stages.seconds["read"] = conversion.read_seconds
+        stages.seconds["convert"] = conversion.convert_seconds
+        with stages.timed("finish"):
+            writer.close()
+
+
+def _tell(job: WriteJob, progress: Progress) -> None:
+    if job.progress is not None:
+        job.progress(progress)
 
 
 def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,82 +309,29 @@ def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _output_metadata(metadata: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+def _output_metadata(
+    metadata: Mapping[str, Any], plan: Plan, imatrix: FittedImatrix | None
+) -> dict[str, Any]:
     """What the file says about itself, in the order of llama_model_quantize."""
     version, file_type = "general.quantization_version", "general.file_type"
-    dropped = {version, file_type, PADDING_KEY, *SPLIT_KEYS}
+    of_imatrix = {} if imatrix is None else imatrix.metadata
+    dropped = {version, file_type, PADDING_KEY, *SPLIT_KEYS, *of_imatrix}
     return {
         **{key: value for key, value in metadata.items() if key not in dropped},
         version: GGUFValue(_core.recipe.quantization_version(), "UINT32"),
         file_type: GGUFValue(plan.file_type, "UINT32"),
+        **of_imatrix,
     }
 
 
-def _declare(writer: GGUFWriter, metadata: Mapping[str, Any], plan: Plan) -> None:
-    for key, value in metadata.items():
-        writer.metadata[key] = value
+def _infos(plan: Plan) -> Iterator[TensorInfo]:
     for tensor in plan.tensors:
-        writer.add_tensor_stream(tensor.name, tensor.shape, tensor.type)
+        yield TensorInfo(tensor.name, QuantType(tensor.type), tensor.shape, tensor.nbytes)
 
 
 def file_size(metadata: Mapping[str, Any], plan: Plan) -> int:
     """Size of the file that a GGUFWriter would write, in bytes."""
-    given = _plain(metadata).get("general.alignment", 32)
-    alignment = int(given)
-
-    header = 24 + sum(
-        len(encode_string(key, "quantize")) + len(encode_value(value, key))
-        for key, value in metadata.items()
-    )
-    header += sum(
-        len(encode_string(tensor.name, "quantize")) + 16 + 8 * len(tensor.shape)
-        for tensor in plan.tensors
-    )
-    data = sum(aligned(tensor.nbytes, alignment) for tensor in plan.tensors)
-    return aligned(header, alignment) + data
-
-
-def _checked_imatrix(
-    imatrix: Mapping[str, npt.ArrayLike], tensors: Sequence[SourceTensor]
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Importances of the tensors that are there, float32[experts, n], each checked."""
-    if not isinstance(imatrix, Mapping):
-        raise InputError(
-            f"imatrix: {imatrix!r}: it must be a mapping from tensor names to importances."
-        )
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
-    if not shapes.keys() & imatrix.keys():
-        raise InputError(
-            f"imatrix: none of its {len(imatrix)} names is a tensor of this model. "
-            "Pass one that was made from this model."
-        )
-    checked = {}
-    for name, values in imatrix.items():
-        array = np.asarray(values)
-        if array.dtype.kind != "f":
-            raise InputError(f"imatrix: {name}: its dtype is {array.dtype}. Pass float32.")
-        with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(array, dtype=np.float32)
-        if not np.isfinite(array).all() or (array < 0).any():
-            raise InputError(
-                f"imatrix: {name}: importances are finite and not negative. Collect them anew."
-            )
-        if name in shapes:
-            checked[name] = _importances(name, array, shapes[name])
-    return checked
-
-
-def _importances(
-    name: str, array: npt.NDArray[np.float32], shape: tuple[int, ...]
-) -> npt.NDArray[np.float32]:
-    experts, n = math.prod(shape[:-2]), shape[-1]
-    if array.size != experts * n or array.shape[-1:] not in {(n,), (experts * n,)}:
-        wanted = f"float32[{n}]" if experts == 1 else f"float32[{experts}, {n}]"
-        raise InputError(
-            f"imatrix: {name}: its shape is {array.shape}, not {wanted}. "
-            "Pass one that was made from this model."
-        )
-    return array.reshape(experts, n)
+    return sum(planned_sizes(metadata, _infos(plan), SplitRules()))
 
 
 def _max_memory(options: QuantizeOptions) -> int | None:
@@ -283,20 +341,3 @@ def _max_memory(options: QuantizeOptions) -> int | None:
     ):
         raise InputError(f"max_memory: {budget!r}: it must be a positive number of bytes, or None.")
     return budget
-
-
-def _write(
-    chunks: Iterator[Chunk],
-    writer: GGUFWriter,
-    *,
-    total: int,
-    progress: Callable[[Progress], object] | None,
-) -> None:
-    done = 0
-    if progress is not None:
-        progress(Progress("quantize", 0, total))
-    for chunk in chunks:
-        writer.write_rows(chunk.rows)
-        done += chunk.source_bytes
-        if progress is not None:
-            progress(Progress("quantize", done, total))

@@ -2,246 +2,202 @@
 
 from __future__ import annotations
 
-import math
-import operator
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+import dataclasses
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from phiggml import _core
-from phiggml.errors import FormatError, InputError
-from phiggml.quant import quant_types
-from phiggml.runtime import forward_log
+from phiggml.errors import InputError
+from phiggml.gguf_text import escaped
+from phiggml.recipe_fields import CHOICES, checked_fields, compiled
+from phiggml.recipe_file import read_recipe, recipe_document, write_recipe
+from phiggml.recipe_options import QuantizeOptions
+from phiggml.recipe_plan import Plan, PlannedTensor
+from phiggml.recipe_rules import ModelShape, RuleBook, TensorFacts, override_rule, some
+from phiggml.recipe_type import file_type, model_type, model_types
 
 __all__ = [
     "ModelShape",
     "Plan",
     "PlannedTensor",
     "QuantizeOptions",
+    "Recipe",
     "TensorFacts",
     "model_type",
     "model_types",
     "plan_types",
+    "recipe_of",
 ]
 
-_NEEDS_IMATRIX = (
-    "the chosen type needs an importance matrix, and there is none. "
-    "Pass imatrix=, or choose a type that needs none"
-)
-_REQUANTIZED = (
-    "quantized already, and quantizing again loses quality. Start from an F16, BF16 or F32 file, "
-    "or allow it: allow_requantize=True in QuantizeOptions, --allow-requantize on the command line"
-)
 
-
-def model_types() -> tuple[str, ...]:
-    """Lists the types that a whole model can be quantized to.
-
-    Returns:
-        Canonical names, such as "Q4_K_M".
-
-    Source:
-        llama-quantize's list, less its aliases and COPY.
-
-    Example:
-        >>> len(model_types()), "Q4_K_M" in model_types()
-        (35, True)
-    """
-    return tuple(name for name, _ in _core.recipe.model_types())
-
-
-def model_type(name: str) -> str:
-    """Returns the canonical name of a whole-model type.
-
-    Args:
-        name: any case.
-
-    Raises:
-        InputError: there is no such type.
-
-    Example:
-        >>> model_type("q4_k_m")
-        'Q4_K_M'
-    """
-    canonical = name.upper() if isinstance(name, str) else ""
-    if canonical not in model_types():
-        raise InputError(
-            f"recipe: {name!r}: no model can be quantized to this type. "
-            f"Choose one of {', '.join(model_types())}."
-        )
-    return canonical
-
-
-@dataclass(frozen=True)
-class QuantizeOptions:
-    """How a model is quantized, beyond its type.
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """Which tensor of a model gets which type. str() is a readable text.
 
     Attributes:
-        pure: give every tensor the type's own tensor type; no mixture.
-        allow_requantize: take quantized tensors as a source too (this loses quality).
-        quantize_output: False leaves output.weight as it is.
-        output_type: tensor type of output.weight (of the embedding, where both are one tensor).
-        embedding_type: tensor type of token_embd.weight.
-        max_memory: bytes of buffers in use at a time; None chooses.
+        type: of the whole model, such as "Q4_K_M"; its rules choose where nothing else does.
+        overrides: regular expression, searched for in tensor names -> tensor type; the first that
+            matches wins.
+        pure, quantize_output, output_type, embedding_type: as in QuantizeOptions.
+        tensors: name -> tensor type, before all others; taken or refused, never replaced by a
+            type of smaller blocks. The `recipe` of a plan has all of its tensors here.
+
+    Raises:
+        InputError: there is no such type, an expression is none, or an option has a wrong value;
+            all of it together.
 
     Example:
-        >>> QuantizeOptions(output_type="Q8_0").pure
-        False
+        >>> import phiggml as pg
+        >>> recipe = pg.Recipe("q4_k_m", {"ffn_down": "q6_k"}, output_type="Q8_0")
+        >>> print(recipe)
+        Q4_K_M
+        output_type: Q8_0
+        override 'ffn_down': Q6_K
+        >>> recipe.save("recipe.json")
+        >>> pg.Recipe.load("recipe.json") == recipe
+        True
     """
 
+    type: str
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    _: dataclasses.KW_ONLY
     pure: bool = False
-    allow_requantize: bool = False
     quantize_output: bool = True
     output_type: str | None = None
     embedding_type: str | None = None
-    max_memory: int | None = None
+    tensors: Mapping[str, str] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The hyperparameters that the rules read; those of the first layer where layers differ."""
-
-    architecture: str
-    n_layer: int
-    n_head: int = 0
-    n_head_kv: int = 0
-    n_expert: int = 0
-    n_embd: int = 0
-    n_ff: int = 0
+    def __post_init__(self) -> None:
+        checked, faults = checked_fields(vars(self))
+        if faults:
+            raise InputError(" ".join(["recipe:", *faults]))
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
-    def from_metadata(cls, architecture: str, metadata: Mapping[str, object]) -> ModelShape:
-        """Reads them from GGUF metadata.
+    def load(cls, path: str | os.PathLike[str]) -> Recipe:
+        """Reads a recipe from a file that `save`, or somebody, wrote.
 
         Args:
-            architecture: value of general.architecture, and prefix of the keys.
-            metadata: GGUF keys -> plain values.
+            path: a JSON file: an object with "phiggml_recipe": 1, "type", and what else differs
+                from a recipe's defaults. "overrides" is an array of pairs of an expression and a
+                type, "tensors" an object.
+
+        Returns:
+            The recipe.
 
         Raises:
-            FormatError: block_count is missing, or a value is no count.
-
-        Source:
-            llama_model_base::load_hparams in llama.cpp's llama-model.cpp.
+            FormatError: it is no recipe; all faults are named together.
+            OSError: it cannot be read.
         """
+        return cls(**read_recipe(Path(path)))
 
-        def count(key: str, default: int | None = 0) -> int:
-            name = f"{architecture}.{key}"
-            value: Any = metadata.get(name, default)
-            if hasattr(value, "__len__") and not isinstance(value, str | bytes):
-                value = value[0] if len(value) else default
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
-                raise FormatError(f"recipe: {name}: it must be a count, not {value!r}.")
-            number = operator.index(value)
-            if not 0 <= number < 2**32:
-                raise FormatError(f"recipe: {name}: {number} is out of range.")
-            return number
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Writes the recipe to a JSON file, one line for each override and tensor.
 
-        n_head = count("attention.head_count")
-        return cls(
-            architecture=architecture,
-            n_layer=count("block_count", None),
-            n_head=n_head,
-            n_head_kv=count("attention.head_count_kv", n_head),
-            n_expert=count("expert_count"),
-            n_embd=count("embedding_length"),
-            n_ff=count("feed_forward_length"),
-        )
+        Args:
+            path: the file; it appears there only when it is complete.
+            overwrite: whether an existing file may be replaced.
 
+        Raises:
+            FileExistsError: there is such a file, and overwrite is False.
+            InputError: the name is that of a device, a pipe or a socket.
+        """
+        write_recipe(Path(path), self.document(), overwrite=overwrite)
 
-@dataclass(frozen=True)
-class TensorFacts:
-    """A tensor before quantization; `shape` in numpy order."""
+    def document(self) -> dict[str, Any]:
+        """Returns what `save` writes, as values that json.dumps takes.
 
-    name: str
-    shape: tuple[int, ...]
-    type: str
+        Returns:
+            "phiggml_recipe", the format's version; "type"; and what differs from the defaults.
 
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """A row of a plan or report: what a tensor is, and what it becomes.
-
-    Attributes:
-        name: of the tensor.
-        shape: in numpy order.
-        source_type: what it is.
-        type: what it becomes.
-        source_nbytes: size of its data before.
-        nbytes: size of its data after.
-        note: why the type is not the one that was meant for it, or nothing.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    source_type: str
-    type: str
-    source_nbytes: int
-    nbytes: int
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What quantization will do, tensor by tensor in the order of the file. str() is a table.
-
-    Attributes:
-        type: the whole model's type.
-        file_type: value of general.file_type.
-        tensors: one row for each.
-        notes: what had no effect, in sentences.
-    """
-
-    type: str
-    file_type: int
-    tensors: tuple[PlannedTensor, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all tensor data, without padding."""
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Mean bits of a number, over all tensors."""
-        numbers = sum(math.prod(tensor.shape) for tensor in self.tensors)
-        return 8 * self.nbytes / numbers if numbers else 0.0
+        Example:
+            >>> Recipe("Q8_0", {"output": "F16"}).document()
+            {'phiggml_recipe': 1, 'type': 'Q8_0', 'overrides': [['output', 'F16']]}
+        """
+        default = vars(Recipe(self.type))
+        given = {name: value for name, value in vars(self).items() if value != default[name]}
+        return recipe_document({"type": self.type, **given})
 
     def __str__(self) -> str:
-        rows = [
-            (
-                tensor.name,
-                " x ".join(map(str, tensor.shape)),
-                tensor.source_type,
-                tensor.type,
-                f"{tensor.nbytes:,}",
-                tensor.note,
-            )
-            for tensor in self.tensors
+        options = [
+            f"{name}: {getattr(self, name)}"
+            for name, default in CHOICES.items()
+            if getattr(self, name) != default
         ]
-        heading = ("tensor", "shape", "from", "to", "bytes", "")
-        widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(5)]
-        lines = [
-            "  ".join(
-                [
-                    *(cell.ljust(width) for cell, width in zip(row[:4], widths[:4], strict=True)),
-                    row[4].rjust(widths[4]),
-                    row[5],
-                ]
-            ).rstrip()
-            for row in [heading, *rows]
-        ]
-        total = f"{self.type}: {len(rows)} tensors, {self.nbytes:,} bytes, "
-        return "\n".join(
-            [*lines, *self.notes, total + f"{self.bits_per_weight:.2f} bits per weight"]
-        )
+        overrides = [f"{override_rule(e)}: {type}" for e, type in self.overrides.items()]
+        tensors = [f"{escaped(name)}: {type}" for name, type in self.tensors.items()]
+        return "\n".join([self.type, *options, *overrides, *tensors])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[object, ...]:
+        """The order of overrides matters, that of tensors does not."""
+        options = tuple(getattr(self, name) for name in CHOICES)
+        overrides = tuple(self.overrides.items())
+        return (self.type, overrides, options, frozenset(self.tensors.items()))
+
+
+_DEFAULT_OPTIONS = QuantizeOptions()
+
+
+def recipe_of(
+    type: str | Recipe,
+    overrides: Mapping[str, str] | None = None,
+    options: QuantizeOptions | None = None,
+) -> Recipe:
+    """Makes one recipe of what a call was given.
+
+    Args:
+        type: of the whole model, any case, or a recipe.
+        overrides: come before those of the recipe, and before the types that it has for the names
+            they match.
+        options: those that choose types; they add to the recipe's.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        InputError: an unknown type or a bad expression; an option that the recipe has with another
+            value, or that would change types which the recipe names by tensor.
+    """
+    options = options or _DEFAULT_OPTIONS
+    given = {name: getattr(options, name) for name in CHOICES}
+    if not isinstance(type, Recipe):
+        return Recipe(type, overrides or {}, **given)
+    call = Recipe(type.type, overrides or {}, **given)
+    changed = {
+        name: getattr(call, name)
+        for name, default in CHOICES.items()
+        if getattr(call, name) not in (default, getattr(type, name))
+    }
+    _refuse_conflicts(type, changed)
+    patterns = [compiled(expression) for expression in call.overrides]
+    return dataclasses.replace(
+        type,
+        overrides={
+            **call.overrides,
+            **{e: t for e, t in type.overrides.items() if e not in call.overrides},
+        },
+        tensors={
+            name: tensor
+            for name, tensor in type.tensors.items()
+            if not any(pattern.search(name) for pattern in patterns)
+        },
+        **changed,
+    )
 
 
 def plan_types(
     shape: ModelShape,
     tensors: Sequence[TensorFacts],
-    type: str,
+    type: str | Recipe,
     *,
     overrides: Mapping[str, str] | None = None,
     options: QuantizeOptions | None = None,
@@ -251,15 +207,19 @@ def plan_types(
 
     Args:
         shape: the model's hyperparameters.
-        tensors: all of the model's tensors, in any order (the rules count them).
-        type: of the whole model, any case.
+        tensors: all of the model's tensors (the rules count them), in any order; with keep_split
+            in that of the files.
+        type: of the whole model, any case; or a recipe, see recipe_of.
         overrides: regular expression, searched for in tensor names -> tensor type. The first that
             matches wins; it applies to tensors that the rules let be quantized.
-        options: all but max_memory matter here.
+        options: those that choose types, and allow_requantize, matter here.
         imatrix_names: tensors that have importances; None is a model without an importance matrix.
 
     Returns:
-        The plan, in the order in which llama-quantize writes the tensors.
+        The plan, in the order in which llama-quantize writes the tensors: its own, with
+        keep_split that of the files. Where a row is no
+        multiple of the blocks of the type meant for it, the type is upstream's replacement, and
+        the row's note says so.
 
     Raises:
         InputError: an unknown type or a bad expression; or tensors that cannot become what they
@@ -269,134 +229,61 @@ def plan_types(
     Source:
         llama_tensor_get_type in llama.cpp's llama-quant.cpp, called with all tensors.
     """
-    options = options or QuantizeOptions()
-    type = model_type(type)
-    patterns = _compile_overrides(overrides or {})
-    matches = {tensor.name: _first_match(patterns, tensor.name) for tensor in tensors}
-    chosen = _core.recipe.plan_types(
-        _core.recipe.ModelShape(**{f.name: getattr(shape, f.name) for f in fields(shape)}),
-        _core.recipe.RecipeRules(
-            type=type,
-            pure=options.pure,
-            quantize_output=options.quantize_output,
-            output_type=_optional_type(options.output_type, "output_type"),
-            embedding_type=_optional_type(options.embedding_type, "embedding_type"),
-            has_imatrix=imatrix_names is not None,
-        ),
-        [_question(tensor, matches[tensor.name], patterns) for tensor in tensors],
+    options = options or _DEFAULT_OPTIONS
+    recipe = recipe_of(type, overrides, options)
+    book = RuleBook(
+        shape, tensors, recipe, has_imatrix=imatrix_names is not None, in_order=options.keep_split
     )
-    forward_log()
-    _raise_faults(tensors, chosen, options, imatrix_names)
-    used = {matches[tensors[c.index].name] for c in chosen if c.allowed}
+    absent = _absent(recipe, tensors)
+    book.raise_faults(allow_requantize=options.allow_requantize, imatrix_names=imatrix_names)
+    rows = tuple(book.rows())
     return Plan(
-        type=type,
-        file_type=dict(_core.recipe.model_types())[type],
-        tensors=tuple(_planned(tensors[choice.index], choice) for choice in chosen),
-        notes=tuple(
-            f"override {expression.pattern!r} has no effect on any tensor"
-            for i, (expression, _) in enumerate(patterns)
-            if i not in used
+        type=recipe.type,
+        file_type=file_type(recipe.type),
+        tensors=rows,
+        notes=(*_idle_overrides(recipe, rows), *absent),
+        recipe=dataclasses.replace(
+            recipe,
+            output_type=None,
+            embedding_type=None,
+            tensors={row.name: row.type for row in rows if row.rule},
         ),
     )
 
 
-_Patterns = Sequence[tuple[re.Pattern[str], str]]
-
-
-def _compile_overrides(overrides: Mapping[str, str]) -> _Patterns:
-    patterns = []
-    for expression, type in overrides.items():
-        try:
-            pattern = re.compile(expression)
-        except (re.error, OverflowError, RecursionError, TypeError) as error:
-            raise InputError(
-                f"recipe: override {expression!r}: it is no regular expression ({error}). "
-                "Escape what is meant literally."
-            ) from error
-        patterns.append((pattern, _tensor_type(type, f"override {expression!r}")))
-    return patterns
-
-
-def _optional_type(name: str | None, what: str) -> str:
-    """Empty for None, which leaves the choice to the rules."""
-    return "" if name is None else _tensor_type(name, what)
-
-
-def _tensor_type(name: str, what: str) -> str:
-    """Canonical name of a type that tensors can be converted to."""
-    if not isinstance(name, str) or name.upper() not in quant_types():
+def _absent(recipe: Recipe, tensors: Sequence[TensorFacts]) -> Iterator[str]:
+    """A note on tensors that a recipe names and the model has not."""
+    names = {tensor.name for tensor in tensors}
+    absent = [name for name in recipe.tensors if name not in names]
+    if recipe.tensors and len(absent) == len(recipe.tensors):
         raise InputError(
-            f"recipe: {what}: {name!r} is no type that a tensor can be converted to. "
-            f"Choose one of {', '.join(quant_types())}."
+            f"recipe: none of its {len(absent)} names is a tensor of this model. "
+            "Use one that was made from this model, or one without tensors."
         )
-    return name.upper()
+    return iter([f"the recipe names {some(absent)}, not in this model"] if absent else [])
 
 
-def _first_match(patterns: _Patterns, name: str) -> int | None:
-    return next((i for i, (pattern, _) in enumerate(patterns) if pattern.search(name)), None)
+def _idle_overrides(recipe: Recipe, rows: Sequence[PlannedTensor]) -> Iterator[str]:
+    """A note on each override that decides nothing; one that led to an exact type did."""
+    used = {row.rule for row in rows}
+    fixed = [row.name for row in rows if row.rule == "tensors"]
+    for expression in recipe.overrides:
+        if override_rule(expression) not in used:
+            pattern = compiled(expression)
+            if not any(pattern.search(name) for name in fixed):
+                yield f"override {expression!r} has no effect on any tensor"
 
 
-def _question(
-    tensor: TensorFacts, match: int | None, patterns: _Patterns
-) -> _core.recipe.RecipeTensor:
-    try:
-        tensor.name.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"recipe: {tensor.name!r}: a tensor's name must be valid text.") from None
-    return _core.recipe.RecipeTensor(
-        name=tensor.name,
-        shape=tensor.shape,
-        type=tensor.type,
-        override_type="" if match is None else patterns[match][1],
-    )
-
-
-def _planned(tensor: TensorFacts, choice: _core.recipe.PlannedTensor) -> PlannedTensor:
-    rows = math.prod(tensor.shape[:-1])
-    note = ""
-    if choice.wanted != choice.type:
-        note = f"not {choice.wanted}: rows of {tensor.shape[-1]} do not fit its blocks"
-    return PlannedTensor(
-        name=tensor.name,
-        shape=tuple(tensor.shape),
-        source_type=tensor.type,
-        type=choice.type,
-        source_nbytes=rows * choice.source_row_bytes,
-        nbytes=rows * choice.row_bytes,
-        note=note,
-    )
-
-
-def _faults(
-    choice: _core.recipe.PlannedTensor,
-    tensor: TensorFacts,
-    options: QuantizeOptions,
-    imatrix_names: Collection[str] | None,
-) -> Iterable[str]:
-    if choice.fault:
-        yield choice.fault
-    if choice.requires_imatrix and tensor.name not in (imatrix_names or ()):
-        yield _NEEDS_IMATRIX
-    if choice.requantized and not options.allow_requantize:
-        yield _REQUANTIZED
-
-
-def _raise_faults(
-    tensors: Sequence[TensorFacts],
-    chosen: Sequence[_core.recipe.PlannedTensor],
-    options: QuantizeOptions,
-    imatrix_names: Collection[str] | None,
-) -> None:
-    faults: dict[str, list[str]] = {}
-    for choice in chosen:
-        tensor = tensors[choice.index]
-        for fault in _faults(choice, tensor, options, imatrix_names):
-            faults.setdefault(fault, []).append(tensor.name)
-    if faults:
+def _refuse_conflicts(recipe: Recipe, changed: Mapping[str, object]) -> None:
+    conflicts = [
+        f"{name} is {value!r} in the call and {getattr(recipe, name)!r} in the recipe"
+        for name, value in changed.items()
+        if getattr(recipe, name) != CHOICES[name]
+    ]
+    if conflicts:
+        raise InputError(f"recipe: {'; '.join(conflicts)}. Give it in one place.")
+    if changed and recipe.tensors:
         raise InputError(
-            "recipe: " + " ".join(f"{_some(names)}: {fault}." for fault, names in faults.items())
+            f"recipe: {', '.join(changed)}: the recipe names types by tensor "
+            f"({len(recipe.tensors)}). Change them by overrides, or use a recipe without tensors."
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

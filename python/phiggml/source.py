@@ -32,6 +32,7 @@ class SourceTensor:
             C-contiguous; may be a view.
         runs: where these rows lie in files, one run after the other, perhaps in another float
             type; None where they cannot be used as they lie there.
+        part: of a split model, the number of the file that holds it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class SourceTensor:
     type: str
     read: Callable[[int, int], npt.NDArray[np.uint8]]
     runs: tuple[_core.pipeline.RowRun, ...] | None = None
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,16 @@ class SourceModel:
     Attributes:
         architecture: value of general.architecture.
         metadata: GGUF keys -> values, without general.file_type and general.quantization_version.
-        tensors: in any order.
+        tensors: in the order of the files.
         paths: the files that it is read from, none of which may be written to.
+        split: whether they are the parts of a split GGUF model.
     """
 
     architecture: str
     metadata: Mapping[str, Any]
     tensors: Sequence[SourceTensor]
     paths: tuple[Path, ...] = ()
+    split: bool = False
 
 
 def gguf_source(path: str | os.PathLike[str], files: ExitStack) -> SourceModel:
@@ -76,10 +80,13 @@ def gguf_source(path: str | os.PathLike[str], files: ExitStack) -> SourceModel:
     """
     file = files.enter_context(GGUFFile(path))
     check_model(file, purpose="quantize")
+    parts = {path: number for number, path in enumerate(file.paths)}
+    found = sorted(file.tensors.values(), key=lambda t: (parts[t.path], t.offset))
     tensors = tuple(
-        SourceTensor(tensor.name, tensor.shape, tensor.type, tensor.read_rows, tensor.row_runs())
-        for tensor in file.tensors.values()
+        SourceTensor(t.name, t.shape, t.type, t.read_rows, t.row_runs(), parts[t.path])
+        for t in found
     )
     metadata = {key: file.metadata.exact(key) for key in file.metadata}
     architecture = file.metadata["general.architecture"]
-    return SourceModel(architecture, metadata, tensors, tuple(map(Path, file.paths)))
+    paths = tuple(map(Path, file.paths))
+    return SourceModel(architecture, metadata, tensors, paths, split=len(paths) > 1)

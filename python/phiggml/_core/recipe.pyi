@@ -23,6 +23,7 @@ class RecipeRules:
         output_type: str,
         embedding_type: str,
         has_imatrix: bool,
+        in_order: bool,
     ) -> None: ...
 
 class RecipeTensor:

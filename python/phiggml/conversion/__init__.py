@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy.typing as npt
-
 from phiggml.conversion.hub import Wanted, local_folder
 from phiggml.conversion.plan import ConversionPlan, plan_conversion
 from phiggml.conversion.planned_tensor import PlannedTensor
-from phiggml.errors import InputError
+from phiggml.errors import UnsupportedError
+from phiggml.imatrix import ImatrixSource
 from phiggml.quantization import (
     Progress,
     QuantizeOptions,
@@ -21,6 +20,7 @@ from phiggml.quantization import (
     WriteJob,
     write_model,
 )
+from phiggml.recipe import Recipe
 from phiggml.source import SourceModel, SourceTensor
 
 __all__ = [
@@ -44,6 +44,11 @@ class ConversionReport(Report):
 
     conversion: ConversionPlan = field(repr=False, compare=False)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the conversion left out, and what had no effect, in sentences."""
+        return (*self.conversion.notes, *self.plan.notes)
+
     def __str__(self) -> str:
         if not self.written:
             return f"{self.conversion}\n\n{super().__str__()}"
@@ -56,23 +61,25 @@ def _source_model(plan: ConversionPlan) -> SourceModel:
         SourceTensor(t.name, t.shape, t.type, functools.partial(plan.read, t), runs[t.name])
         for t in plan.tensors
     ]
-    return SourceModel(plan.architecture, plan.metadata, tensors)
+    # Whatever else is in the folder belongs to the model, or to its owner.
+    kept = tuple(path for path in plan.folder.iterdir() if path.suffix != ".gguf")
+    return SourceModel(plan.architecture, plan.metadata, tensors, kept)
 
 
-def _refuse_own_source(plan: ConversionPlan, out: Path) -> None:
-    """Renaming the result over a weight file would destroy the checkpoint."""
-    if out.exists() and any(out.samefile(path) for path in plan.source_files):
-        raise InputError(
-            f"convert: {out}: is a file of the checkpoint itself. Write to another name."
+def _refuse_split_kept(options: QuantizeOptions) -> None:
+    if options.keep_split:
+        raise UnsupportedError(
+            "convert: keep_split: the shards of a checkpoint are no parts of a GGUF model. "
+            "Set split_max_bytes."
         )
 
 
 def convert(
     checkpoint: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    type: str = "F16",
+    type: str | Recipe = "F16",
     *,
-    imatrix: Mapping[str, npt.ArrayLike] | None = None,
+    imatrix: ImatrixSource | None = None,
     overrides: Mapping[str, str] | None = None,
     options: QuantizeOptions = _DEFAULT_OPTIONS,
     threads: int | None = None,
@@ -88,7 +95,7 @@ def convert(
             also sees or hears, the text part is converted. Where there is no such folder, an id of
             the Hugging Face hub, "owner/name" or "owner/name@revision" (extra `hub`).
         out: the file to write.
-        type: of the whole model, any case; see `model_types`.
+        type: of the whole model, any case, see `model_types`; or a `Recipe`.
         imatrix, overrides, options, threads, progress: as for `quantize_model`.
         overwrite: whether an existing file may be replaced.
         dry_run: plan and report, but write nothing; of the hub's weights only headers are fetched.
@@ -102,7 +109,8 @@ def convert(
         FileExistsError: `out` exists and overwrite is False.
         FormatError: the checkpoint breaks its format; all faults are named together.
         InputError: as `quantize_model`, or `out` is a file of the checkpoint.
-        UnsupportedError: the architecture, tokenizer or weight format is not converted here.
+        UnsupportedError: the architecture, tokenizer or weight format is not converted here; or
+            keep_split.
 
     Cost:
         As `quantize_model`. Weights are read once, some rows at a time.
@@ -118,15 +126,17 @@ def convert(
         (27, True)
     """
     job = WriteJob(imatrix, overrides, options, threads, progress, overwrite, dry_run)
+    _refuse_split_kept(options)
     wanted = Wanted.HEADERS if dry_run else Wanted.CHECKPOINT
     with local_folder(checkpoint, operation="convert", wanted=wanted, progress=progress) as folder:
         plan = plan_conversion(folder.path, model_id=folder.model_id)
         return _carried_out(plan, Path(out), type, job=job)
 
 
-def _carried_out(plan: ConversionPlan, out: Path, type: str, *, job: WriteJob) -> ConversionReport:
+def _carried_out(
+    plan: ConversionPlan, out: Path, type: str | Recipe, *, job: WriteJob
+) -> ConversionReport:
     try:
-        _refuse_own_source(plan, out)
         report = write_model(_source_model(plan), out, type, job=job)
         return ConversionReport(**vars(report), conversion=plan)
     finally:

@@ -1,0 +1,158 @@
+"""phiggml recipe: which tensor gets which type, before anything is quantized."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import phiggml as pg
+from phiggml.cli_recipe_arguments import add_type_options, chosen_options, chosen_overrides
+from phiggml.cli_terminal import ProgressBar, say, say_json, say_table, size
+from phiggml.gguf_text import escaped, one_line, shown_shape
+from phiggml.recipe import recipe_of
+
+__all__ = ["add_recipe"]
+
+_RECIPE_SUFFIX = ".json"
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Declares the verbs of `phiggml recipe`."""
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    meaning = "show which tensor of a model gets which type, or what a saved recipe says"
+    show = verbs.add_parser(
+        "show", help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.", allow_abbrev=False
+    )
+    _add_show(show)
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="MODEL",
+        help="a GGUF file, a checkpoint's folder or id, or FILE.json, a saved recipe",
+    )
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--type", help="type of the whole model, such as Q4_K_M")
+    choice.add_argument("--recipe", metavar="FILE", help="a saved recipe, in place of a type")
+    parser.add_argument("--imatrix", metavar="FILE", help="importances, which the rules look at")
+    add_type_options(parser)
+    parser.add_argument(
+        "--save",
+        dest="out",
+        metavar="FILE.json",
+        help="write the recipe; of a model, with the type of each tensor",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE.json if it exists")
+    parser.add_argument("--json", action="store_true", help="report as JSON")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no report")
+    parser.set_defaults(verb=_show)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    if arguments.source.lower().endswith(_RECIPE_SUFFIX):
+        return _show_saved(arguments)
+    report = _planned(arguments)
+    recipe = report.plan.recipe
+    if arguments.out is not None and recipe is not None:
+        recipe.save(arguments.out, overwrite=arguments.overwrite)
+    if arguments.json:
+        say_json(_document(report))
+    elif not arguments.quiet:
+        _tell(report)
+    return 0
+
+
+def _show_saved(arguments: argparse.Namespace) -> int:
+    for option in ("type", "recipe", "imatrix"):
+        if getattr(arguments, option) is not None:
+            raise pg.InputError(
+                f"recipe: {arguments.source}: --{option} is for a model; this is a recipe. "
+                "Name the model, and this file by --recipe."
+            )
+    saved = pg.Recipe.load(arguments.source)
+    recipe = recipe_of(saved, chosen_overrides(arguments), chosen_options(arguments))
+    if arguments.out is not None:
+        recipe.save(arguments.out, overwrite=arguments.overwrite)
+    if arguments.json:
+        say_json(recipe.document())
+    elif not arguments.quiet:
+        say(str(recipe))
+    return 0
+
+
+def _planned(arguments: argparse.Namespace) -> pg.Report:
+    """The plan of a conversion or quantization that never happens."""
+    if arguments.recipe is not None:
+        type: str | pg.Recipe = pg.Recipe.load(arguments.recipe)
+    elif arguments.type is not None:
+        type = arguments.type
+    else:
+        raise pg.InputError(
+            f"recipe: {arguments.source}: to what? Give --type, such as Q4_K_M, or --recipe FILE."
+        )
+    source = Path(arguments.source)
+    gguf = source.is_file() or source.suffix.lower() == ".gguf"
+    with ProgressBar(quiet=arguments.quiet) as bar:
+        return (pg.quantize_model if gguf else pg.convert)(
+            arguments.source,
+            f"{arguments.source}-planned.gguf",
+            type,
+            imatrix=arguments.imatrix,
+            overrides=chosen_overrides(arguments),
+            options=chosen_options(arguments),
+            progress=bar,
+            overwrite=True,
+            dry_run=True,
+        )
+
+
+def _document(report: pg.Report) -> dict[str, Any]:
+    plan = report.plan
+    return {
+        "type": plan.type,
+        "file_type": plan.file_type,
+        "nbytes": report.nbytes,
+        "bits_per_weight": report.bits_per_weight,
+        "notes": list(report.notes),
+        "warnings": list(report.warnings),
+        "types": [dataclasses.asdict(share) for share in report.types],
+        "tensors": [
+            {**dataclasses.asdict(tensor), "shape": list(tensor.shape)} for tensor in plan.tensors
+        ],
+        "recipe": None if plan.recipe is None else plan.recipe.document(),
+    }
+
+
+def _tell(report: pg.Report) -> None:
+    heading = ("tensor", "shape", "from", "to", "bytes", "chosen by", "")
+    rows = [
+        (
+            one_line(tensor.name),
+            shown_shape(tensor.shape),
+            tensor.source_type,
+            tensor.type,
+            f"{tensor.nbytes:,}",
+            tensor.rule,
+            tensor.note,
+        )
+        for tensor in report.tensors
+    ]
+    say_table(heading, rows, right=(4,))
+    say()
+    shares = [
+        (share.type, str(share.tensors), size(share.nbytes), f"{share.share:.1%}")
+        for share in report.types
+    ]
+    say_table(("type", "tensors", "size", "share"), shares, right=(1, 2, 3))
+    for text in (*report.notes, *(f"warning: {text}" for text in report.warnings)):
+        say(escaped(text))
+    fallen = sum(1 for tensor in report.tensors if tensor.note)
+    if fallen:
+        say(f"tensors whose rows do not fit the blocks of the type meant for them: {fallen}")
+    say(
+        f"{report.plan.type}: {len(rows)} tensors, a file of {report.nbytes:,} bytes, "
+        f"{report.bits_per_weight:.2f} bits per weight"
+    )
