@@ -14,13 +14,13 @@ void register_questions(py::module_ & sub) {
              py::kw_only(), py::arg("architecture"), py::arg("n_layer"), py::arg("n_head"), py::arg("n_head_kv"),
              py::arg("n_expert"), py::arg("n_embd"), py::arg("n_ff"));
     py::class_<RecipeRules>(sub, "RecipeRules")
-        .def(py::init([](std::string type, bool pure, bool quantize_output, std::string output_type,
-                         std::string embedding_type, bool has_imatrix, bool in_order) {
-                 return RecipeRules{std::move(type),           pure,        quantize_output, std::move(output_type),
-                                    std::move(embedding_type), has_imatrix, in_order};
+        .def(py::init([](std::string type, bool pure, bool quantize_output, std::string output_type, bool has_imatrix,
+                         bool in_order) {
+                 return RecipeRules{std::move(type),        pure,        quantize_output,
+                                    std::move(output_type), has_imatrix, in_order};
              }),
              py::kw_only(), py::arg("type"), py::arg("pure"), py::arg("quantize_output"), py::arg("output_type"),
-             py::arg("embedding_type"), py::arg("has_imatrix"), py::arg("in_order"));
+             py::arg("has_imatrix"), py::arg("in_order"));
     py::class_<RecipeTensor>(sub, "RecipeTensor")
         .def(py::init(
                  [](std::string name, std::vector<std::int64_t> shape, std::string type, std::string override_type) {
@@ -38,7 +38,6 @@ void register_recipe(py::module_ & m) {
         .def_readonly("index", &PlannedTensor::index)
         .def_readonly("allowed", &PlannedTensor::allowed)
         .def_readonly("type", &PlannedTensor::type)
-        .def_readonly("wanted", &PlannedTensor::wanted)
         .def_readonly("requires_imatrix", &PlannedTensor::requires_imatrix)
         .def_readonly("requantized", &PlannedTensor::requantized)
         .def_readonly("source_row_bytes", &PlannedTensor::source_row_bytes)

@@ -129,7 +129,6 @@ PlannedTensor plan_tensor(const TypesByName & types, const upstream::TensorChoic
     planned.index = choice.index;
     planned.allowed = choice.allowed;
     planned.type = target.name;
-    planned.wanted = type_name(choice.wanted);
     planned.fault = choice.fault.empty() ? "" : choice.fault + ". Name a type for it by an override";
     planned.source_row_bytes = row_bytes(source, n);
     if (choice.type == source.id || !planned.fault.empty()) {
@@ -138,9 +137,7 @@ PlannedTensor plan_tensor(const TypesByName & types, const upstream::TensorChoic
     }
     planned.requires_imatrix = choice.requires_imatrix;
     planned.requantized = source.block_size > 1;
-    // A fallback is the rules' to make; a type that the user named is taken at their word.
-    const QuantTypeInfo & judged = choice.named ? find_type(types, planned.wanted) : target;
-    planned.fault = conversion_fault(source, judged, n);
+    planned.fault = conversion_fault(source, target, n);
     planned.row_bytes = row_bytes(target, n);
     return planned;
 }
@@ -168,7 +165,6 @@ std::vector<PlannedTensor> plan_types(const ModelShape & model, const RecipeRule
     upstream_rules.pure = rules.pure;
     upstream_rules.quantize_output = rules.quantize_output;
     upstream_rules.output_type = named_target(types, rules.output_type);
-    upstream_rules.embedding_type = named_target(types, rules.embedding_type);
     upstream_rules.has_imatrix = rules.has_imatrix;
     upstream_rules.in_order = rules.in_order;
     const upstream::TypeChoices choices = upstream::choose_types(model, upstream_rules, tensor_facts(types, tensors));

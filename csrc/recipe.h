@@ -27,7 +27,6 @@ struct RecipeRules {
     bool pure = false;
     bool quantize_output = true;
     std::string output_type;
-    std::string embedding_type;
     bool has_imatrix = false;
     bool in_order = false;  // take the tensors as they come; the rules count them
 };
@@ -43,7 +42,6 @@ struct PlannedTensor {
     std::size_t index = 0;  // in the tensors given
     bool allowed = false;   // whether the rules let it change its type
     std::string type;
-    std::string wanted;  // what the rules chose before a fallback
     bool requires_imatrix = false;
     bool requantized = false;  // from quantized blocks to another type
     std::uint64_t source_row_bytes = 0;
@@ -51,8 +49,8 @@ struct PlannedTensor {
     std::string fault;  // why it cannot be done, or nothing
 };
 
-// In the order of upstream's files, or as they come, one for each tensor. Throws Error: input for what no model can have, unsupported
-// for an architecture without rules; what is wrong with single tensors is told in their `fault`.
+// In the order of upstream's files, or as they come, one for each tensor. Throws Error: input for what no model can
+// have, unsupported for an architecture without rules; what is wrong with single tensors is told in their `fault`.
 std::vector<PlannedTensor> plan_types(const ModelShape & model, const RecipeRules & rules,
                                       const std::vector<RecipeTensor> & tensors);
 

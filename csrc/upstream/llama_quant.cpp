@@ -58,9 +58,6 @@ llama_model_quantize_params make_params(const TypeRules & rules) {
     if (rules.output_type != no_type) {
         params.output_tensor_type = static_cast<ggml_type>(rules.output_type);
     }
-    if (rules.embedding_type != no_type) {
-        params.token_embedding_type = static_cast<ggml_type>(rules.embedding_type);
-    }
     return params;
 }
 
@@ -72,49 +69,24 @@ ggml_tensor make_tensor(const TensorFacts & facts) {
     return tensor;
 }
 
-// The type that the user named for this tensor, in upstream's order of precedence.
-int named_type(const TypeRules & rules, const TensorFacts & facts, tensor_category category) {
-    const bool per_layer = facts.name == "per_layer_token_embd.weight";
-    if (category == tensor_category::TOKEN_EMBD && rules.embedding_type != no_type &&
-        !(per_layer && facts.override_type != no_type)) {
-        return rules.embedding_type;
-    }
-    if (category == tensor_category::OUTPUT && rules.output_type != no_type) {
-        return rules.output_type;
-    }
-    return facts.override_type;
-}
-
 // Asks the rules, which count the tensors that they have seen, so the order of calls matters.
 void choose_by_rules(quantize_state_impl & state, const ggml_tensor & tensor, const tensor_metadata & metadata,
                      TensorChoice & choice) {
     const llama_model_quantize_params & params = *state.params;
     const ggml_type default_type = llama_ftype_get_default_type(params.ftype);
-    quantize_state_impl before = state;
     choice.type = llama_tensor_get_type(state, &params, &tensor, default_type, metadata);
-    choice.wanted = choice.type;
-    if (state.n_fallback > before.n_fallback) {
-        choice.wanted =
-            params.pure ? default_type
-                        : llama_tensor_get_type_impl(before, default_type, &tensor, params.ftype, metadata.category);
-    }
-    choice.named = choice.wanted != choice.type && !params.pure && state.has_tied_embeddings &&
-                   metadata.category == tensor_category::TOKEN_EMBD && params.output_tensor_type < GGML_TYPE_COUNT;
 }
 
-TensorChoice choose_type(quantize_state_impl & state, const TypeRules & rules, const TensorFacts & facts,
-                         const tensor_metadata & metadata) {
+TensorChoice choose_type(quantize_state_impl & state, const TensorFacts & facts, const tensor_metadata & metadata) {
     const ggml_tensor tensor = make_tensor(facts);
     TensorChoice choice;
-    choice.type = choice.wanted = facts.type;
+    choice.type = facts.type;
     choice.allowed = tensor_allows_quantization(state.params, state.model.arch, &tensor);
     if (!choice.allowed) {
         return choice;
     }
-    const int named = named_type(rules, facts, metadata.category);
-    if (named != no_type) {
-        choice.named = true;
-        choice.type = choice.wanted = named;
+    if (facts.override_type != no_type) {
+        choice.type = facts.override_type;
     } else {
         try {
             choose_by_rules(state, tensor, metadata, choice);
@@ -157,7 +129,7 @@ TypeChoices choose_types(const ModelShape & model, const TypeRules & rules, cons
         }
         init_quantize_state_counters(state, metadata);
         for (size_t i = 0; i < order.size(); ++i) {
-            choices.tensors.push_back(choose_type(state, rules, tensors[order[i]], metadata[i]));
+            choices.tensors.push_back(choose_type(state, tensors[order[i]], metadata[i]));
             choices.tensors.back().index = order[i];
         }
     } catch (const std::bad_alloc &) {

@@ -30,8 +30,7 @@ struct TypeRules {
     int file_type = 0;  // a llama_ftype
     bool pure = false;
     bool quantize_output = true;
-    int output_type = no_type;  // ggml types, or no_type
-    int embedding_type = no_type;
+    int output_type = no_type;  // a ggml type, which the embedding follows where there is no output.weight
     bool has_imatrix = false;
     bool in_order = false;  // take the tensors as they come, as upstream does where it keeps a split
 };
@@ -46,9 +45,7 @@ struct TensorFacts {
 struct TensorChoice {
     std::size_t index = 0;  // in the tensors given
     bool allowed = false;   // whether the rules let it change its type
-    bool named = false;     // whether the user named the type, not the rules
     int type = no_type;
-    int wanted = no_type;  // what the rules chose before a fallback; equal to `type` where there was none
     bool requires_imatrix = false;
     std::string fault;  // why no type could be chosen, or nothing
 };

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from phiggml.gguf_split import merge_gguf, split_gguf
     from phiggml.gguf_value import GGUFValue
     from phiggml.gguf_verify import GGUFVerification, verify_gguf
+    from phiggml.imatrix import Imatrix, read_imatrix
     from phiggml.model import Model
     from phiggml.progress import Progress
     from phiggml.quantization import QuantizeOptions, Report, quantize_model
@@ -64,6 +65,7 @@ _HOMES = {
     "GGUFValue": "gguf_value",
     "GGUFVerification": "gguf_verify",
     "GGUFWriter": "gguf",
+    "Imatrix": "imatrix",
     "LoraReport": "conversion.lora",
     "Model": "model",
     "Progress": "progress",
@@ -89,6 +91,7 @@ _HOMES = {
     "merge_gguf": "gguf_split",
     "model_types": "recipe",
     "quantize_model": "quantization",
+    "read_imatrix": "imatrix",
     "render_chat": "chat",
     "split_gguf": "gguf_split",
     "verify_gguf": "gguf_verify",
@@ -110,6 +113,7 @@ __all__ = [
     "GGUFValue",
     "GGUFVerification",
     "GGUFWriter",
+    "Imatrix",
     "InputError",
     "LoraReport",
     "Model",
@@ -147,6 +151,7 @@ __all__ = [
     "quantization_error",
     "quantize",
     "quantize_model",
+    "read_imatrix",
     "render_chat",
     "split_gguf",
     "verify_gguf",

@@ -165,10 +165,17 @@ def _take_any_text() -> None:
             stream.reconfigure(errors=errors)
 
 
+class _PrintableFormatter(logging.Formatter):
+    """Messages hold names that strangers chose."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 @contextmanager
 def _log_on_stderr() -> Iterator[None]:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    handler.setFormatter(_PrintableFormatter("%(levelname)s %(message)s"))
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)

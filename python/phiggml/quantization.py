@@ -25,6 +25,7 @@ from phiggml.pipeline import PipelineSettings, RowConversion
 from phiggml.progress import Progress
 from phiggml.quant import QuantType
 from phiggml.recipe import ModelShape, Plan, QuantizeOptions, Recipe, TensorFacts, plan_types
+from phiggml.recipe_rules import some
 from phiggml.report import Report
 from phiggml.runtime import thread_count
 from phiggml.source import SourceModel, SourceTensor, gguf_source
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 _DEFAULT_OPTIONS = QuantizeOptions()
+# llama-imatrix collects none for embeddings, and for the output only if asked to.
+_WITHOUT_IMPORTANCES = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
 _STAGES = ("plan", "read", "convert", "write", "finish")
 
 
@@ -240,8 +243,25 @@ def _planned_work(source: SourceModel, out: str, type: str | Recipe, job: WriteJ
     sources = {tensor.name: tensor for tensor in source.tensors}
     importances = {} if fit is None else fit.importances
     conversion = RowConversion(plan.tensors, sources, importances, settings=settings)
-    warnings = () if fit is None else fit.warnings
+    warnings = () if fit is None else (*fit.warnings, *_without_importances(plan, fit))
     return _Work(out, names, plan, metadata, rules, sum(sizes), conversion, warnings)
+
+
+def _without_importances(plan: Plan, fit: FittedImatrix) -> Iterator[str]:
+    """A warning of what an importance matrix should have, and has not."""
+    names = [
+        tensor.name
+        for tensor in plan.tensors
+        if tensor.type != tensor.source_type
+        and QuantType(tensor.type).block_size > 1
+        and tensor.name not in fit.importances
+        and tensor.name not in _WITHOUT_IMPORTANCES
+    ]
+    if names:
+        yield (
+            f"imatrix: {some(names)}: it has no importances of them, and all columns count the "
+            "same there. Was it made from this model?"
+        )
 
 
 def _split_rules(source: SourceModel, options: QuantizeOptions) -> SplitRules:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from phiggml.gguf_text import columns, one_line, shown_shape
 
 if TYPE_CHECKING:
     from phiggml.recipe import Recipe
@@ -68,31 +71,35 @@ class Plan:
         numbers = sum(math.prod(tensor.shape) for tensor in self.tensors)
         return 8 * self.nbytes / numbers if numbers else 0.0
 
-    def __str__(self) -> str:
+    @property
+    def total(self) -> str:
+        """How many tensors, bytes and bits per weight, in one line."""
+        return (
+            f"{self.type}: {len(self.tensors)} tensors, {self.nbytes:,} bytes, "
+            f"{self.bits_per_weight:.2f} bits per weight"
+        )
+
+    def lines(self, errors: Mapping[str, str] | None = None) -> list[str]:
+        """The table of tensors, line by line.
+
+        Args:
+            errors: tensor name -> its error; None for a table without such a column.
+        """
+        measured = errors is not None
         rows = [
             (
-                tensor.name,
-                " x ".join(map(str, tensor.shape)),
+                one_line(tensor.name),
+                shown_shape(tensor.shape),
                 tensor.source_type,
                 tensor.type,
                 f"{tensor.nbytes:,}",
+                *([errors.get(tensor.name, "")] if errors is not None else []),
                 tensor.note,
             )
             for tensor in self.tensors
         ]
-        heading = ("tensor", "shape", "from", "to", "bytes", "")
-        widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(5)]
-        lines = [
-            "  ".join(
-                [
-                    *(cell.ljust(width) for cell, width in zip(row[:4], widths[:4], strict=True)),
-                    row[4].rjust(widths[4]),
-                    row[5],
-                ]
-            ).rstrip()
-            for row in [heading, *rows]
-        ]
-        total = f"{self.type}: {len(rows)} tensors, {self.nbytes:,} bytes, "
-        return "\n".join(
-            [*lines, *self.notes, total + f"{self.bits_per_weight:.2f} bits per weight"]
-        )
+        heading = ("tensor", "shape", "from", "to", "bytes", *(["nrmse"] if measured else []), "")
+        return columns([heading, *rows], right=(4, 5) if measured else (4,))
+
+    def __str__(self) -> str:
+        return "\n".join([*self.lines(), *self.notes, self.total])

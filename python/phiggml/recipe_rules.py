@@ -286,7 +286,6 @@ class RuleBook:
                 pure=recipe.pure,
                 quantize_output=recipe.quantize_output or _OUTPUT in recipe.tensors,
                 output_type=output_type,
-                embedding_type="",
                 has_imatrix=self._has_imatrix,
                 in_order=self._in_order,
             ),

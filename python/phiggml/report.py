@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phiggml.gguf_text import columns, escaped, one_line, shown_shape
+from phiggml.gguf_text import columns, escaped, one_line
 from phiggml.recipe import Plan, PlannedTensor
 
 __all__ = ["Report", "TypeShare", "shown_error", "shown_stages"]
@@ -157,8 +157,7 @@ class Report:
                 *plan.notes,
                 "",
                 *columns([("type", "tensors", "bytes", "share"), *types], right=(1, 2, 3)),
-                f"{plan.type}: {len(plan.tensors)} tensors, {plan.nbytes:,} bytes, "
-                f"{plan.bits_per_weight:.2f} bits per weight",
+                plan.total,
                 *self._measured(),
                 *(f"warning: {escaped(text)}" for text in self.warnings),
                 self._outcome(),
@@ -166,20 +165,8 @@ class Report:
         )
 
     def _tensor_lines(self) -> list[str]:
-        rows = [
-            (
-                one_line(tensor.name),
-                shown_shape(tensor.shape),
-                tensor.source_type,
-                tensor.type,
-                f"{tensor.nbytes:,}",
-                *([_nrmse(self._error(tensor.name))] if self.errors else []),
-                tensor.note,
-            )
-            for tensor in self.tensors
-        ]
-        heading = ("tensor", "shape", "from", "to", "bytes", *(["nrmse"] if self.errors else []))
-        return columns([(*heading, ""), *rows], right=(4, 5) if self.errors else (4,))
+        errors = {tensor.name: _nrmse(self._error(tensor.name)) for tensor in self.tensors}
+        return self.plan.lines(errors if self.errors else None)
 
     def _measured(self) -> Iterator[str]:
         """A line for the largest error, for the time of each stage, and for memory."""

@@ -21,7 +21,6 @@ class RecipeRules:
         pure: bool,
         quantize_output: bool,
         output_type: str,
-        embedding_type: str,
         has_imatrix: bool,
         in_order: bool,
     ) -> None: ...
@@ -38,8 +37,6 @@ class PlannedTensor:
     def allowed(self) -> bool: ...
     @property
     def type(self) -> str: ...
-    @property
-    def wanted(self) -> str: ...
     @property
     def requires_imatrix(self) -> bool: ...
     @property

@@ -37,6 +37,11 @@ class LoraReport(Report):
 
     lora: LoraPlan
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the conversion left out, in sentences."""
+        return (*self.lora.notes, *self.plan.notes)
+
     def __str__(self) -> str:
         if not self.written:
             return f"{self.lora}\n\n{super().__str__()}"
