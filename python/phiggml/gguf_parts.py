@@ -10,7 +10,14 @@ import numpy as np
 
 from phiggml.errors import InputError
 from phiggml.gguf_part import GGUFPart, TensorInfo, aligned
-from phiggml.gguf_writer_metadata import MAX_ENTRIES, WriterMetadata, encoded_size, split_pairs
+from phiggml.gguf_writer_metadata import (
+    KEPT_SPLIT_KEYS,
+    MAX_ENTRIES,
+    SPLIT_KEYS,
+    WriterMetadata,
+    encoded_size,
+    split_pairs,
+)
 
 __all__ = ["GGUFParts", "SplitRules", "planned_sizes"]
 
@@ -115,8 +122,10 @@ class GGUFParts:
         """The metadata of a file, encoded."""
         if not self._rules.split:
             return self._metadata.written()
+        keys = SPLIT_KEYS if self._rules.counts is None else KEPT_SPLIT_KEYS
+        count = len(self.parts)
         return split_pairs(
-            self._metadata, number=number, count=len(self.parts), n_tensors=self._n_tensors
+            self._metadata, keys, number=number, count=count, n_tensors=self._n_tensors
         )
 
     def pairs_bytes(self, part: GGUFPart) -> int:

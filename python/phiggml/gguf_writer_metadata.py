@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALIGNMENT_KEY",
     "DEFAULT_ALIGNMENT",
+    "KEPT_SPLIT_KEYS",
     "MAX_ENTRIES",
     "MAX_KEY_BYTES",
     "MAX_TENSOR_NAME_BYTES",
@@ -38,6 +39,8 @@ MAX_TENSOR_NAME_BYTES = 63  # ggml keeps 64 with the closing NUL
 _STRING_ID = 8
 # llama-gguf-split's, in its order.
 SPLIT_KEYS = ("split.no", "split.tensors.count", "split.count")
+# llama-quantize's, which keeps the files that there are.
+KEPT_SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 
 class WriterMetadata(MutableMapping[str, Any]):
@@ -120,22 +123,30 @@ class WriterMetadata(MutableMapping[str, Any]):
 
 
 def split_pairs(
-    metadata: WriterMetadata, *, number: int, count: int, n_tensors: int
+    metadata: WriterMetadata, keys: Sequence[str], *, number: int, count: int, n_tensors: int
 ) -> dict[str, bytes]:
-    """The metadata of one file of a split model: the first has all, the others what they need."""
+    """The metadata of one file of a split model: the first has all, the others what they need.
+
+    Args:
+        metadata: of the model.
+        keys: SPLIT_KEYS in the order in which they are to stand.
+        number: of the file.
+        count: of files.
+        n_tensors: of the model.
+    """
     if number == 0:
         pairs = {k: v for k, v in metadata.written().items() if k not in SPLIT_KEYS}
     elif metadata.alignment != DEFAULT_ALIGNMENT:
         pairs = {ALIGNMENT_KEY: encode_value(GGUFValue(metadata.alignment, "UINT32"), "split")}
     else:
         pairs = {}
-    values = (
-        GGUFValue(number, "UINT16"),
-        GGUFValue(n_tensors, "INT32"),
-        GGUFValue(count, "UINT16"),
-    )
-    for key, value in zip(SPLIT_KEYS, values, strict=True):
-        pairs[key] = encode_value(value, f"GGUFWriter: {key}")
+    values = {
+        "split.no": GGUFValue(number, "UINT16"),
+        "split.tensors.count": GGUFValue(n_tensors, "INT32"),
+        "split.count": GGUFValue(count, "UINT16"),
+    }
+    for key in keys:
+        pairs[key] = encode_value(values[key], f"GGUFWriter: {key}")
     return pairs
 
 
