@@ -86,6 +86,8 @@ private:
         std::int64_t n_rows;
         std::int64_t expert;
     };
+    // Of a thread: the rows that it converts. Kept, so that memory does not go to and fro.
+    using Scratch = std::unique_ptr<std::uint8_t[]>;
     struct Result {
         bool there = false;
         PipelineChunk chunk;
@@ -97,8 +99,8 @@ private:
     void start(std::size_t n_threads);
     void work();
     void expect(std::size_t task) const;
-    Result carry_out(const Task & task, std::uint8_t * scratch);
-    PipelineChunk convert(const Task & task, std::uint8_t * scratch, QuantizationErrorSums & error);
+    Result carry_out(const Task & task, Scratch & scratch);
+    PipelineChunk convert(const Task & task, Scratch & scratch, QuantizationErrorSums & error);
     std::size_t source_bytes(const Task & task) const;
     std::size_t result_bytes(const Task & task) const;
     bool copied(const Task & task) const {
@@ -200,7 +202,7 @@ void Pipeline::Running::expect(std::size_t task) const {
 }
 
 void Pipeline::Running::work() {
-    const std::unique_ptr<std::uint8_t[]> scratch(new std::uint8_t[scratch_bytes_]);
+    Scratch scratch;
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
         room_.wait(lock, [&] {
@@ -215,7 +217,7 @@ void Pipeline::Running::work() {
         {
             const Inside inside;
             expect(index + results_.size());
-            result = carry_out(tasks_[index], scratch.get());
+            result = carry_out(tasks_[index], scratch);
         }
         lock.lock();
         results_[index % results_.size()] = std::move(result);
@@ -223,7 +225,7 @@ void Pipeline::Running::work() {
     }
 }
 
-Pipeline::Running::Result Pipeline::Running::carry_out(const Task & task, std::uint8_t * scratch) {
+Pipeline::Running::Result Pipeline::Running::carry_out(const Task & task, Scratch & scratch) {
     Result result;
     result.there = true;
     try {
@@ -246,11 +248,14 @@ std::size_t Pipeline::Running::result_bytes(const Task & task) const {
     return bytes_of_rows(tensor.type, task.n_rows, tensor.n_per_row);
 }
 
-PipelineChunk Pipeline::Running::convert(const Task & task, std::uint8_t * scratch, QuantizationErrorSums & error) {
+PipelineChunk Pipeline::Running::convert(const Task & task, Scratch & scratch, QuantizationErrorSums & error) {
     const PipelineTensor & tensor = tensors_[task.tensor];
     const RowRun & run = tensor.runs[task.run];
     PipelineChunk chunk{task.tensor, buffers_->take(), result_bytes(task)};
-    std::uint8_t * const rows = copied(task) ? chunk.rows.get() : scratch;
+    if (!copied(task) && !scratch) {
+        scratch.reset(new std::uint8_t[scratch_bytes_]);
+    }
+    std::uint8_t * const rows = copied(task) ? chunk.rows.get() : scratch.get();
     const auto start = Clock::now();
     run.source->read_unchanged(run.offset + bytes_of_rows(run.type, task.first, tensor.n_per_row), source_bytes(task),
                                rows, run.stamp);
