@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "shutdown.h"
+
 namespace phiggml {
 
 class BufferPool : public std::enable_shared_from_this<BufferPool> {
@@ -16,7 +18,7 @@ public:
     explicit BufferPool(std::size_t nbytes) : nbytes_(nbytes) {}
 
     // So many bytes of any value. They come back when nobody holds them any more, on any thread, and the pool lives as
-    // long as they do.
+    // long as they do. In a forked child, where another thread may have left the pool locked, they are freed.
     std::shared_ptr<std::uint8_t> take() {
         Bytes bytes = reuse();
         if (!bytes) {
@@ -34,7 +36,11 @@ private:
         Held(std::shared_ptr<BufferPool> from, Bytes held) : pool(std::move(from)), bytes(std::move(held)) {}
         Held(const Held &) = delete;
         Held & operator=(const Held &) = delete;
-        ~Held() { pool->give_back(std::move(bytes)); }
+        ~Held() {
+            if (pool->generation_ == fork_generation()) {
+                pool->give_back(std::move(bytes));
+            }
+        }
 
         std::shared_ptr<BufferPool> pool;
         Bytes bytes;
@@ -60,6 +66,7 @@ private:
     }
 
     std::size_t nbytes_;
+    std::uint64_t generation_ = fork_generation();
     std::mutex mutex_;
     std::vector<Bytes> free_;
 };

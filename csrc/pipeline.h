@@ -53,7 +53,8 @@ struct PipelineSeconds {
 
 class Pipeline {
 public:
-    // Begins at once. Throws Error: input where a row takes more than max_memory.
+    // Begins at once. Throws Error: input where a row takes more than max_memory, format where a run reaches beyond its
+    // source.
     Pipeline(std::vector<PipelineTensor> tensors, const PipelineSettings & settings);
     ~Pipeline();
     Pipeline(const Pipeline &) = delete;
@@ -63,17 +64,20 @@ public:
     bool wait(std::chrono::milliseconds longest);
 
     // The next chunk, in the order of tensors and rows; nothing at the end. Waits for it. Throws what its thread threw:
-    // Error: input where numbers are not finite or too large, format where a source has changed.
+    // Error: input where numbers are not finite or too large, format where a source has changed, session where the
+    // process ends or was forked off since.
     std::optional<PipelineChunk> next();
 
     // Stops the threads and waits for them. Closing again does nothing; no chunk comes any more.
     void close();
 
-    // Of each tensor, where they are measured: of the chunks that were handed out.
+    // Of each tensor, where they are measured: of the chunks that were handed out. Nothing in a forked child.
     std::vector<QuantizationErrorSums> errors() const;
     PipelineSeconds seconds() const;
 
 private:
+    void require_threads() const;
+
     class Running;
     std::unique_ptr<Running> running_;
     std::uint64_t generation_;

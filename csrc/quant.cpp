@@ -276,6 +276,12 @@ void convert(ValueKind kind, const float * numbers, void * out, std::int64_t n) 
     }
 }
 
+void require_finite(const float * numbers, std::int64_t n) {
+    if (!magnitude(numbers, n).finite) {
+        throw Error(ErrorKind::input, "quantize: it holds NaN or infinity. Repair the source first.");
+    }
+}
+
 QuantizationErrorSums error_sums(const float * values, const float * results, std::int64_t n) {
     QuantizationErrorSums sums;
     for (std::int64_t i = 0; i < n; ++i) {
@@ -368,7 +374,12 @@ void requantize_rows(const BlockRows & rows, const QuantizeSettings & settings, 
         to_float32(rows.type, rows.data + bytes(rows.type, first), values, n);
         const ValueRows together(values, ValueKind::float32, {n_rows, n_per_row},
                                  {n_per_row * std::int64_t{sizeof(float)}, sizeof(float)});
-        quantize_rows(together, settings, to, progress);
+        try {
+            quantize_rows(together, settings, to, progress);
+        } catch (const Error &) {
+            require_finite(values, n);
+            throw;
+        }
         if (error != nullptr) {
             to_float32(settings.type, to, results.at_least(n), n);
             add_errors(*error, error_sums(values, results.at_least(n), n));
@@ -385,9 +396,7 @@ void require_finite(int type, const std::uint8_t * data, std::int64_t n) {
         const std::int64_t size = std::min(piece_numbers, n - begin);
         float * values = numbers.at_least(size);
         to_float32(type, data + static_cast<std::size_t>(begin / block_size(type)) * block_bytes(type), values, size);
-        if (!magnitude(values, size).finite) {
-            throw Error(ErrorKind::input, "it holds NaN or infinity. Repair the source first.");
-        }
+        require_finite(values, size);
     }
 }
 

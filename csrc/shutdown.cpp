@@ -81,6 +81,12 @@ bool shutting_down() noexcept {
     return stopping;
 }
 
+bool process_ends() {
+    Gate & here = *gate();
+    const std::lock_guard<std::mutex> lock(here.mutex);
+    return here.ended_by.has_value();
+}
+
 std::uint64_t fork_generation() noexcept {
     return generation;
 }

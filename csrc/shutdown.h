@@ -28,6 +28,9 @@ void shut_down();
 // Whether work must stop because the process ends.
 bool shutting_down() noexcept;
 
+// Whether shut_down() was called. Threads that ask while they are inside may go on if not: it waits for them.
+bool process_ends();
+
 // How often this process was forked off: the threads of what was made before that are gone.
 std::uint64_t fork_generation() noexcept;
 

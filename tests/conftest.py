@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 import phiggml as pg
+
+# The same examples in each run.
+settings.register_profile("seeded", derandomize=True)
+settings.load_profile("seeded")
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO = ROOT / "examples" / "phi3-nano"

@@ -180,11 +180,28 @@ def test_a_reader_who_leaves(nano_q4: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
-def test_a_full_disk_behind_stdout(nano_q4: Path) -> None:
+def test_a_full_disk_behind_stdout(tmp_path: Path) -> None:
+    """The name of the file that was written is not the one to look at."""
+    out = tmp_path / "nano.gguf"
     with Path("/dev/full").open("wb") as full:
-        done = started("inspect", nano_q4, stdout=full)
+        done = started("convert", NANO, "-o", out, "--json", stdout=full)
     assert done.returncode == 8
-    assert done.stderr == "phiggml: No space left on device.\n"
+    assert done.stderr == "phiggml: stdout: No space left on device.\n"
+    assert out.exists()
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_streams(nano_f16: Path, tmp_path: Path, closed: tuple[int, ...]) -> None:
+    """No file gets the number of a stream, and nothing fails for want of one."""
+    out = tmp_path / "out.gguf"
+
+    def close() -> None:
+        for number in closed:
+            os.close(number)
+
+    done = started("quantize", nano_f16, "-o", out, "--type", "Q4_0", "-v", preexec_fn=close)
+    assert done.returncode == 0
+    assert pg.verify_gguf(out).ok
 
 
 def test_a_file_that_grows_too_large(tmp_path: Path) -> None:

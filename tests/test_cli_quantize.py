@@ -34,14 +34,14 @@ TENSORS = (
     PlannedTensor("b.weight", (4, 256), "F16", "Q4_K", 2048, 576),
 )
 MADE = Report(
-    Path("out.gguf"),
+    Path("\x1bout.gguf"),
     Plan("Q4_K_M", 15, TENSORS, notes=("override 'x' has no effect on any tensor",)),
     4096,
     12.34,
     stages={"plan": 0.1, "read": 2.0, "convert": 20.0, "write": 1.0, "finish": 0.2},
     peak_memory=412_000_000,
     errors={"b.weight": 0.0625},
-    warnings=("imatrix: b.weight: experts 1, 2 have no data.",),
+    warnings=("imatrix: b.weight: experts 1, 2 have no data.", "imatrix: is it of this model?"),
 )
 
 
@@ -157,6 +157,17 @@ def test_a_size_of_nothing(flag: str, nano_f16: Path, tmp_path: Path, capsys: Ou
     assert not out.exists()
 
 
+def test_what_cannot_be_source_or_target(nano_f16: Path, tmp_path: Path, capsys: Out) -> None:
+    recipe = tmp_path / "recipe.json"
+    pg.Recipe("Q4_0").save(recipe)
+    saved = recipe.read_bytes()
+    assert phiggml("quantize", nano_f16, "-o", recipe, "--recipe", recipe, "--overwrite") == 3
+    assert "it is the recipe itself" in complaint(capsys)
+    assert recipe.read_bytes() == saved
+    assert phiggml("quantize", NANO, "-o", tmp_path / "out.gguf", "--type", "Q4_0") == 4
+    assert "`phiggml convert`" in complaint(capsys)
+
+
 # what is told -------------------------------------------------------------------------------------
 
 
@@ -176,10 +187,11 @@ def test_the_summary(calls: Calls, capsys: Out) -> None:
         r"a\n\x1b[2J.weight: Q6_K, it is odd.",
         "override 'x' has no effect on any tensor.",
         "warning: imatrix: b.weight: experts 1, 2 have no data.",
+        "warning: imatrix: is it of this model?",
         "largest error: nrmse 0.06250, b.weight",
-        "seconds: plan 0.10, write 1.00, finish 0.20; all threads: read 2.00, convert 20.0",
+        "seconds: plan 0.10, write 1.00, finish 0.20; threads: read 2.00, convert 20.0",
         "peak memory: 412 MB",
-        "out.gguf: Q4_K_M, 4.10 kB, 5.53 bits per weight, 12.3 s",
+        r"\x1bout.gguf: Q4_K_M, 4.10 kB, 5.53 bits per weight, 12.3 s",
     ]
 
 

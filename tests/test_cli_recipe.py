@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,12 @@ def test_saving_over_a_file(nano_f16: Path, tmp_path: Path, capsys: Out) -> None
     assert phiggml(*line) == 8
     assert "--overwrite" in complaint(capsys)
     assert phiggml(*line, "--overwrite") == 0
+    model = tmp_path / "model.gguf"
+    shutil.copy(nano_f16, model)
+    line = ("recipe", "show", model, "--type", "Q8_0", "--save", model, "--overwrite")
+    assert phiggml(*line) == 3
+    assert "it is no recipe, and is not replaced" in complaint(capsys)
+    assert model.read_bytes() == nano_f16.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,7 @@ def test_bad_importances(
         ({"threads": True}, InputError),
         ({"options": QuantizeOptions(max_memory=0)}, InputError),
         ({"options": QuantizeOptions(max_memory=1000)}, InputError),
+        ({"options": QuantizeOptions(max_memory=1 << 63)}, InputError),
         ({"options": QuantizeOptions(max_memory=1e9)}, InputError),  # type: ignore[arg-type]
         ({"type": "Q4_K"}, InputError),
         ({"overrides": {"(": "Q4_K"}}, InputError),

@@ -25,6 +25,7 @@ def cases_of_models() -> list[Case]:
         "odd": ("Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "IQ2_XXS", "IQ4_XS", "TQ1_0", "Q2_0", "BF16"),
         "tied": ("Q4_K_M", "Q8_0", "IQ2_XXS", "TQ2_0", "MXFP4_MOE", "F16"),
         "seventy": ("Q3_K_S", "Q4_K_M", "Q4_K_S", "IQ3_M"),
+        "seventy-qwen2": ("Q3_K_S", "Q4_K_S"),
         "few-experts": ("Q4_K_M", "Q3_K_M", "Q2_K_S", "MXFP4_MOE", "IQ2_XXS"),
     }
     found = [Case(kind, t, t in NEED_IMATRIX) for kind, types in wanted.items() for t in types]

@@ -241,6 +241,13 @@ def test_no_place_for_a_file(quantizers: Quantizers, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == OLD
 
 
+def test_what_is_no_name_of_a_file(quantizers: Quantizers, tmp_path: Path) -> None:
+    for out in (os.fsencode(tmp_path / "a"), f"{tmp_path}/a\0b", f"{tmp_path}/a.gguf/"):
+        with pytest.raises(InputError, match=r"a path must be str|cannot hold NUL|no name of a f"):
+            quantizers.run(quantizers.sources[0], out)  # type: ignore[arg-type]
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("what", ["folder", "temporary file", "new target", "new folder"])
 def test_a_target_that_changes_meanwhile(what: str, quantizers: Quantizers, tmp_path: Path) -> None:
     folder, changed = tmp_path / "out", list[Progress]()

@@ -159,6 +159,13 @@ def test_bad_overrides(overrides: dict[str, str], match: str) -> None:
         plan_types(PHI3_MINI, phi3_tensors(), "Q8_0", overrides=overrides)
 
 
+@pytest.mark.parametrize("option", ["allow_requantize", "keep_split", "measure_error"])
+def test_flags_are_true_or_false(option: str) -> None:
+    for wrong in ("no", 1, None):
+        with pytest.raises(InputError, match=f"{option}: .* must be True or False"):
+            QuantizeOptions(**{option: wrong})
+
+
 @pytest.mark.parametrize("option", ["output_type", "embedding_type"])
 def test_bad_type_options(option: str) -> None:
     with pytest.raises(InputError, match=f"{option}: 'Q4_K_M' is no type"):

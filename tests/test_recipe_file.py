@@ -474,7 +474,7 @@ def test_any_file_is_a_recipe_or_a_fault(tmp_path: Path, data: bytes) -> None:
 @given(
     st.sampled_from(pg.model_types()),
     st.dictionaries(
-        st.from_regex(r"\A\^?([a-z.][*+]?){1,4}\Z"), st.sampled_from(pg.quant_types())
+        st.from_regex(r"\A\^?([a-z.][*+]?){1,3}\Z"), st.sampled_from(pg.quant_types()), max_size=9
     ),
     st.dictionaries(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1,
                             max_size=15), st.sampled_from(pg.quant_types())),

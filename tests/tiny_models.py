@@ -133,6 +133,8 @@ SEVENTY = Kind(
     dtype="BF16",
     shapes={"attn_v": (2, 256), "ffn_down": (2, 256)},
 )
+# The rule holds for other architectures, too.
+SEVENTY_QWEN2 = replace(SEVENTY, name="seventy-qwen2", architecture="qwen2")
 # Fewer experts than the rules look for, and none of the layers in the order of the rules' count.
 FEW_EXPERTS = replace(
     ARCHITECTURES["phimoe"],
@@ -160,7 +162,7 @@ WIDE = Kind(
 ALL_KINDS = {
     **KINDS,
     **KINDS_OF_MODELS,
-    **{kind.name: kind for kind in (SEVENTY, FEW_EXPERTS, PLAIN, WIDE)},
+    **{kind.name: kind for kind in (SEVENTY, SEVENTY_QWEN2, FEW_EXPERTS, PLAIN, WIDE)},
 }
 
 

@@ -34,6 +34,20 @@ std::string model_fault(const ModelShape & shape, const TypeRules & rules) {
     return {};
 }
 
+// Which size of a family a model is; the rules know this one alone. llama_quant_model_from_metadata looks for it in
+// one architecture, the loaders of others (src/models) find it as well.
+bool is_70b(llm_arch arch, const ModelShape & shape) {
+    switch (arch) {
+        case LLM_ARCH_LLAMA:
+        case LLM_ARCH_LLAMA_EMBED: return shape.n_expert != 8 && shape.n_layer == 80 && shape.n_head != shape.n_head_kv;
+        case LLM_ARCH_QWEN2:
+        case LLM_ARCH_DECI:
+        case LLM_ARCH_OLMO: return shape.n_layer == 80;
+        case LLM_ARCH_JAIS2: return shape.n_layer == 68;
+        default: return false;
+    }
+}
+
 ModelPointer stand_in_model(const ModelShape & shape) {
     const uint32_t n_embd_head = shape.n_head > 0 ? shape.n_embd / shape.n_head : 0;
     const llama_quant_model_desc description = {
@@ -47,7 +61,9 @@ ModelPointer stand_in_model(const ModelShape & shape) {
         n_embd_head,
         n_embd_head,
     };
-    return ModelPointer(llama_quant_model_from_metadata(&description));
+    ModelPointer model(llama_quant_model_from_metadata(&description));
+    model->type = is_70b(model->arch, shape) ? LLM_TYPE_70B : LLM_TYPE_UNKNOWN;
+    return model;
 }
 
 llama_model_quantize_params make_params(const TypeRules & rules) {

@@ -40,7 +40,7 @@ from phiggml.cli_gguf import add_gguf
 from phiggml.cli_inspect import add_inspect
 from phiggml.cli_recipe import add_recipe
 from phiggml.cli_run import add_run
-from phiggml.cli_terminal import printable
+from phiggml.cli_terminal import flush, printable
 
 __all__ = ["main"]
 
@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: by argparse, for --help, --version and a wrong command line.
     """
+    _open_what_is_closed()
     _take_any_text()
     arguments = argparse.Namespace()
     with ExitStack() as log:
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     log.enter_context(_log_on_stderr())
                 return int(arguments.verb(arguments))
             finally:
-                sys.stdout.flush()  # while what it raises can still be told in a sentence
+                flush()  # while what it raises can still be told in a sentence
         except BrokenPipeError:
             _discard_output()
             return _READER_GONE
@@ -152,6 +153,16 @@ def _exit_codes() -> str:
     """The table in this module's docstring, which python -OO takes away."""
     lines = (__doc__ or "").splitlines()
     return "exit codes:\n" + "\n".join(line[2:] for line in lines if line.startswith("    "))
+
+
+def _open_what_is_closed() -> None:
+    """Gives a process that was started without one of its streams one that leads nowhere.
+
+    Else the next file would get the stream's number, and what C code prints would land in it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
 def _take_any_text() -> None:

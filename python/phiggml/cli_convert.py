@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import phiggml as pg
 from phiggml.cli_recipe_arguments import add_type_options, chosen_options, chosen_overrides
@@ -95,6 +96,12 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
+    if Path(arguments.source).is_dir():
+        raise pg.FormatError(
+            f"quantize: {Path(arguments.source)}: is a folder. Name a GGUF file; what turns a "
+            "checkpoint into one is `phiggml convert`.",
+            path=arguments.source,
+        )
     return _write(pg.quantize_model, arguments)
 
 
@@ -117,6 +124,11 @@ def _write(verb: Callable[..., pg.Report], arguments: argparse.Namespace) -> int
 
 def _type(arguments: argparse.Namespace) -> str | pg.Recipe:
     if arguments.recipe is not None:
+        out = Path(arguments.out)
+        if out.exists() and out.samefile(arguments.recipe):
+            raise pg.InputError(
+                f"write: {arguments.out}: it is the recipe itself. Write to another file."
+            )
         return pg.Recipe.load(arguments.recipe)
     type: str = arguments.default_type if arguments.type is None else arguments.type
     return type
@@ -150,7 +162,7 @@ def _summary(report: pg.Report) -> str:
             *map(_sentence, report.notes),
             *(f"warning: {_sentence(text)}" for text in report.warnings),
             *_measured(report),
-            f"{os.fspath(report.path)}: {report.plan.type}, {size(report.nbytes)}{files}, "
+            f"{escaped(os.fspath(report.path))}: {report.plan.type}, {size(report.nbytes)}{files}, "
             f"{report.bits_per_weight:.2f} bits per weight, {report.seconds:.1f} s",
         ]
     )
@@ -167,5 +179,5 @@ def _measured(report: pg.Report) -> Iterator[str]:
 
 
 def _sentence(text: str) -> str:
-    """One line, that a full stop ends."""
-    return escaped(text) if text.endswith(".") else f"{escaped(text)}."
+    """One line, that a full stop ends where nothing else does."""
+    return escaped(text) if text.endswith((".", "?")) else f"{escaped(text)}."

@@ -55,9 +55,8 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.source.lower().endswith(_RECIPE_SUFFIX):
         return _show_saved(arguments)
     report = _planned(arguments)
-    recipe = report.plan.recipe
-    if arguments.out is not None and recipe is not None:
-        recipe.save(arguments.out, overwrite=arguments.overwrite)
+    if report.plan.recipe is not None:
+        _save(report.plan.recipe, arguments)
     if arguments.json:
         say_json(_document(report))
     elif not arguments.quiet:
@@ -74,13 +73,27 @@ def _show_saved(arguments: argparse.Namespace) -> int:
             )
     saved = pg.Recipe.load(arguments.source)
     recipe = recipe_of(saved, chosen_overrides(arguments), chosen_options(arguments))
-    if arguments.out is not None:
-        recipe.save(arguments.out, overwrite=arguments.overwrite)
+    _save(recipe, arguments)
     if arguments.json:
         say_json(recipe.document())
     elif not arguments.quiet:
         say(str(recipe))
     return 0
+
+
+def _save(recipe: pg.Recipe, arguments: argparse.Namespace) -> None:
+    """Writes what --save asked for, never over a model that was named by mistake."""
+    if arguments.out is None:
+        return
+    if arguments.overwrite and Path(arguments.out).is_file():
+        try:
+            pg.Recipe.load(arguments.out)
+        except pg.FormatError:
+            raise pg.InputError(
+                f"recipe: {arguments.out}: it is no recipe, and is not replaced by one. Save to "
+                "another file, or delete it."
+            ) from None
+    recipe.save(arguments.out, overwrite=arguments.overwrite)
 
 
 def _planned(arguments: argparse.Namespace) -> pg.Report:

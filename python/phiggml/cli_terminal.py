@@ -10,6 +10,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ProgressBar",
+    "flush",
     "murmur",
     "note",
     "parse_size",
@@ -58,12 +60,12 @@ def printable(text: str) -> str:
 
 def say(text: str = "") -> None:
     """Writes a line, or lines, to stdout."""
-    sys.stdout.write(f"{printable(text)}\n")
+    _write(f"{printable(text)}\n")
 
 
 def say_json(document: Any) -> None:
     """Writes a JSON document to stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    _write(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def say_report(
@@ -85,8 +87,30 @@ def say_report(
 
 def pour(text: str) -> None:
     """Writes a piece of an answer to stdout, at once; into a pipe or file just as it is."""
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+    _write(printable(text) if sys.stdout.isatty() else text)
+    flush()
+
+
+def flush() -> None:
+    """Sends on what was written to stdout."""
+    with _named():
+        sys.stdout.flush()
+
+
+def _write(text: str) -> None:
+    with _named():
+        sys.stdout.write(text)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """A disk that is full behind stdout is not that of the file that a verb writes."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = "stdout"
+        raise
 
 
 def murmur(text: str) -> None:

@@ -14,19 +14,20 @@ from phiggml.errors import InputError
 __all__ = ["WriterTarget", "file_names", "split_prefix"]
 
 _SUFFIX = ".gguf"
+_PART = re.compile(r"-[0-9]{5}-of-[0-9]{5}\Z")
 
 
 def split_prefix(path: str | os.PathLike[str]) -> Path:
     """What the names of a split model begin with, its folder resolved.
 
     Args:
-        path: PREFIX.gguf or PREFIX.
+        path: PREFIX.gguf or PREFIX; the name of a part stands for its PREFIX.
 
     Raises:
         InputError: it is the name of a folder, or none.
     """
     text = os.fspath(path)
-    name = _file_name(text).removesuffix(_SUFFIX)
+    name = _PART.sub("", _file_name(text).removesuffix(_SUFFIX))
     if not name:
         raise InputError(f"GGUFWriter: {text!r}: nothing stands before {_SUFFIX}. Pass a name.")
     return _resolved(Path(text).parent) / name
@@ -43,6 +44,7 @@ def file_names(path: str, count: int | None) -> tuple[str, ...]:
         InputError: it is the name of a folder, or none.
     """
     if count is None:
+        _file_name(path)
         return (path,)
     prefix = split_prefix(path).name
     return tuple(
@@ -140,6 +142,8 @@ def _file_name(text: str) -> str:
     if not isinstance(text, str):
         raise InputError(f"GGUFWriter: {text!r}: a path must be str or os.PathLike[str].")
     name = Path(text).name
+    if "\0" in text:
+        raise InputError(f"GGUFWriter: {text!r}: a path cannot hold NUL.")
     separators = (os.sep, os.altsep or os.sep)
     if name in ("", os.pardir) or text.endswith((*separators, os.sep + os.curdir)):
         raise InputError(f"GGUFWriter: {text!r}: it is no name of a file. Append one.")

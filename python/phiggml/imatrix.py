@@ -63,8 +63,8 @@ def fitted(
         The importances of tensors that are there; None of None.
 
     Raises:
-        InputError: they belong to another model, or are not of the right length, finite and not
-            negative (all faults together).
+        InputError: they belong to another model (most of their names are no tensors of it), or
+            are not of the right length, finite and not negative (all faults together).
         FormatError: the file is no sound importance matrix.
         OSError: it cannot be read.
 
@@ -93,9 +93,11 @@ def fitted(
         )
     shapes = {name: tuple(shape) for name, shape in tensors}
     where = "imatrix" if read is None or read.file is None else f"imatrix: {one_line(read.file)}"
-    if not shapes.keys() & given.keys():
+    known = len(shapes.keys() & given.keys())
+    if 2 * known < len(given) or not known:
+        few = f"only {known}" if known else "none"
         raise InputError(
-            f"{where}: none of its {len(given)} names is a tensor of this model. {_MADE_FOR_IT}"
+            f"{where}: {few} of its {len(given)} names is a tensor of this model. {_MADE_FOR_IT}"
         )
     fit = _Fit(shapes, read)
     for name, values in given.items():

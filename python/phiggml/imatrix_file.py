@@ -90,6 +90,13 @@ def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
     Source:
         Means as llama-quantize b11549 computes them: sums by counts, and all ones where the count
         is 0.
+
+    Example:
+        >>> import pathlib, struct
+        >>> entry = struct.pack("<i13sii2f", 13, b"output.weight", 2, 2, 3.0, 8.0)
+        >>> _ = pathlib.Path("imatrix.dat").write_bytes(struct.pack("<i", 1) + entry)
+        >>> read_imatrix("imatrix.dat").importances["output.weight"]
+        array([[1.5, 4. ]], dtype=float32)
     """
     name = os.fspath(path)
     with _opened(name) as stream:

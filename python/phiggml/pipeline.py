@@ -20,6 +20,7 @@ Importances = Mapping[str, npt.NDArray[np.float32]]
 # Two chunks on their way for each thread, one that is written and one that was: large enough that
 # handing them over costs nothing, small enough to stay in caches.
 _MEMORY_OF_A_CHUNK = 2 << 20
+_MOST_MEMORY = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class PipelineSettings:
     @property
     def memory(self) -> int:
         if self.max_memory is not None:
-            return self.max_memory
+            return min(self.max_memory, _MOST_MEMORY)
         return (2 * self.threads + 2) * _MEMORY_OF_A_CHUNK
 
 
@@ -98,6 +99,7 @@ class RowConversion:
                 their type.
             FormatError: a source has been written to, or made shorter, since it was opened.
             OSError: it cannot be read.
+            SessionError: the process was forked off since the first was pulled, or it ends.
 
         Cost:
             The GIL is released while it waits. Memory is bounded by the settings. Of a source
@@ -126,7 +128,8 @@ class RowConversion:
 
         Returns:
             Tensor name -> rms error divided by the rms of the numbers, both as they were written
-            and as they were (NaN where all numbers are 0); nothing unless they are measured.
+            and as they were (0 where all numbers are 0 and stay so); nothing unless they are
+            measured.
         """
         return {
             tensor.name: self._squares[tensor.name].ratio
@@ -170,7 +173,9 @@ class _Squares:
 
     @property
     def ratio(self) -> float:
-        return math.sqrt(self.error / self.value) if self.value else math.nan
+        if not self.value:
+            return math.inf if self.error else 0.0
+        return math.sqrt(self.error / self.value)
 
 
 def _tensor(
@@ -178,8 +183,11 @@ def _tensor(
 ) -> _core.pipeline.Tensor:
     copied = planned.type == planned.source_type
     importances = None if copied else imatrix.get(planned.name)
-    rows = planned.shape[-2] if len(planned.shape) > 1 else 1
-    return _described(planned, runs, importances, rows)
+    return _described(planned, runs, importances, _rows_of_expert(planned))
+
+
+def _rows_of_expert(planned: PlannedTensor) -> int:
+    return planned.shape[-2] if len(planned.shape) > 1 else 1
 
 
 def _described(
@@ -204,7 +212,7 @@ def _ranges(
     """Ranges of rows that fit into so much memory; none spans two experts."""
     rows = math.prod(planned.shape[:-1])
     importances = None if planned.type == planned.source_type else imatrix.get(planned.name)
-    unit = rows if importances is None else planned.shape[-2]
+    unit = rows if importances is None else _rows_of_expert(planned)
     step = max(1, memory * rows // (planned.source_nbytes + planned.nbytes))
     for expert, first in enumerate(range(0, rows, unit)):
         row = None if importances is None else importances[expert]

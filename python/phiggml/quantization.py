@@ -97,15 +97,15 @@ def quantize_model(
     """Writes a GGUF file again with its weights quantized.
 
     Args:
-        src: a GGUF file, or the first part of a split one (the parts are merged).
+        src: a GGUF file, or any part of a split one (the parts are merged).
         out: the file to write; it appears there only when it is complete. Where options split it,
             it becomes PREFIX-00001-of-00003.gguf and so on, as llama-gguf-split names them.
         type: of the whole model, such as "Q4_K_M", any case, see `model_types`; or a `Recipe`.
         imatrix: the path of an importance matrix as llama-imatrix writes it (GGUF, or the older
             .dat); or tensor name -> importances, float32[n] for rows of n (float32[experts, n] for
             a tensor of experts).
-        overrides: regular expression, searched for in tensor names -> tensor type. The first that
-            matches wins; tensors that the rules never quantize (norms, biases) stay as they are.
+        overrides: Python's regular expression, searched for in names -> tensor type. The first
+            that matches wins; tensors that the rules never quantize (norms, biases) stay as is.
         options: what else to do differently.
         threads: how many to use; None means all cores available to the process.
         progress: called with a `Progress` after each piece; what it raises ends the work.
@@ -119,9 +119,10 @@ def quantize_model(
         InputError: an unknown type, a bad expression, importances that do not fit, or tensors that
             cannot become what they should (all of them together), before any work; or weights that
             are not finite.
-        FormatError: the source is no valid GGUF model.
+        FormatError: the source is no valid model, or changes; the file of importances is unsound.
         UnsupportedError: an architecture for which there are no rules.
         FileExistsError: `out` exists and overwrite is False.
+        OSError: a file cannot be read, or not be written. In each case nothing is left behind.
 
     Cost:
         The source is read once, ahead of the threads that convert. Memory is bounded by
@@ -357,7 +358,9 @@ def file_size(metadata: Mapping[str, Any], plan: Plan) -> int:
 def _max_memory(options: QuantizeOptions) -> int | None:
     budget = options.max_memory
     if budget is not None and (
-        isinstance(budget, bool) or not isinstance(budget, int) or budget < 1
+        isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget < 1 << 63
     ):
-        raise InputError(f"max_memory: {budget!r}: it must be a positive number of bytes, or None.")
+        raise InputError(
+            f"max_memory: {budget!r}: it must be a positive number of bytes (below 2^63), or None."
+        )
     return budget

@@ -6,12 +6,12 @@ import dataclasses
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from phiggml.errors import InputError
 from phiggml.gguf_text import escaped
-from phiggml.recipe_fields import CHOICES, checked_fields, compiled
+from phiggml.recipe_expression import compiled
+from phiggml.recipe_fields import CHOICES, checked_fields
 from phiggml.recipe_file import read_recipe, recipe_document, write_recipe
 from phiggml.recipe_options import QuantizeOptions
 from phiggml.recipe_plan import Plan, PlannedTensor
@@ -45,8 +45,8 @@ class Recipe:
             type of smaller blocks. The `recipe` of a plan has all of its tensors here.
 
     Raises:
-        InputError: there is no such type, an expression is none, or an option has a wrong value;
-            all of it together.
+        InputError: there is no such type, an expression is none or could take for ever, there are
+            more than 1000 of them, or an option has a wrong value; all of it together.
 
     Example:
         >>> import phiggml as pg
@@ -90,9 +90,10 @@ class Recipe:
 
         Raises:
             FormatError: it is no recipe; all faults are named together.
+            InputError: the path cannot be one.
             OSError: it cannot be read.
         """
-        return cls(**read_recipe(Path(path)))
+        return cls(**read_recipe(path))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Writes the recipe to a JSON file, one line for each override and tensor.
@@ -103,9 +104,10 @@ class Recipe:
 
         Raises:
             FileExistsError: there is such a file, and overwrite is False.
-            InputError: the name is that of a device, a pipe or a socket.
+            InputError: the name is that of a device, a pipe or a socket, or cannot be one.
+            OSError: the file system refuses; nothing is left behind.
         """
-        write_recipe(Path(path), self.document(), overwrite=overwrite)
+        write_recipe(path, self.document(), overwrite=overwrite)
 
     def document(self) -> dict[str, Any]:
         """Returns what `save` writes, as values that json.dumps takes.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
 from phiggml.errors import InputError
+from phiggml.recipe_expression import MOST_WAYS, compiled, ways
 from phiggml.recipe_type import model_type, short, tensor_type
 
-__all__ = ["CHOICES", "FIELDS", "TypeTable", "checked_fields", "compiled"]
+__all__ = ["CHOICES", "FIELDS", "TypeTable", "checked_fields"]
 
 # What a recipe shares with QuantizeOptions, and what that has where nothing is given.
 CHOICES: Mapping[str, bool | None] = MappingProxyType(
@@ -19,8 +19,9 @@ CHOICES: Mapping[str, bool | None] = MappingProxyType(
 )
 FIELDS = ("type", *CHOICES, "overrides", "tensors")
 # Names of tensors have at most 63 bytes.
-_MOST_CHARACTERS = 1000
 _MOST_NAME_BYTES = 63
+_MOST_OVERRIDES = 1000
+_MOST_TENSORS = 1 << 18  # of a GGUF file
 
 
 def checked_fields(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -61,9 +62,15 @@ def _checked(name: str, value: Any, faults: _Faults) -> object:
     if name in ("output_type", "embedding_type"):
         return None if value is None else tensor_type(value, name)
     if name == "overrides":
-        return _types_by_text("override", value, faults, check=compiled)
+        overrides = _types_by_text("override", value, faults, check=compiled, most=_MOST_OVERRIDES)
+        if sum(map(ways, overrides)) > MOST_WAYS:
+            raise InputError(
+                "recipe: overrides: searches for all of them could take for ever. Write fewer of "
+                "* and +."
+            )
+        return overrides
     if name == "tensors":
-        return _types_by_text("tensor", value, faults, check=_check_name)
+        return _types_by_text("tensor", value, faults, check=_check_name, most=_MOST_TENSORS)
     if not isinstance(value, bool):
         raise InputError(f"recipe: {name}: {short(value)}: it must be true or false.")
     return value
@@ -89,32 +96,22 @@ class TypeTable(Mapping[str, str]):
 
 
 def _types_by_text(
-    what: str, value: Any, faults: _Faults, *, check: Callable[[Any], object]
+    what: str, value: Any, faults: _Faults, *, check: Callable[[Any], object], most: int
 ) -> TypeTable:
     if not isinstance(value, Mapping):
         raise InputError(f"recipe: {what}s: {short(value)}: it must be a mapping to types.")
+    if len(value) > most:
+        raise InputError(f"recipe: {what}s: there are {len(value)}, and at most {most} may be.")
     types: dict[str, str] = {}
     for text, type in value.items():
+        found = None
+        with faults.gathered():
+            found = tensor_type(type, f"{what} {short(text)}")
         with faults.gathered():
             check(text)
-        with faults.gathered():
-            types[text] = tensor_type(type, f"{what} {short(text)}")
+            if found is not None:
+                types[text] = found
     return TypeTable(types)
-
-
-def compiled(expression: Any) -> re.Pattern[str]:
-    """Returns an override's expression, compiled.
-
-    Raises:
-        InputError: it is none.
-    """
-    wrong = f"recipe: override {short(expression)}: it is no regular expression"
-    if not isinstance(expression, str) or len(expression) > _MOST_CHARACTERS:
-        raise InputError(f"{wrong}, which is text of {_MOST_CHARACTERS} characters at most.")
-    try:
-        return re.compile(expression)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise InputError(f"{wrong} ({error}). Escape what is meant literally.") from error
 
 
 def _check_name(name: Any) -> None:

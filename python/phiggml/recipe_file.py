@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phiggml.atomic_file import AtomicFile, require_writable_name
-from phiggml.errors import FormatError
+from phiggml.atomic_file import AtomicFile, naming_target, require_writable_name
+from phiggml.errors import FormatError, InputError
 from phiggml.recipe_fields import FIELDS, checked_fields
 from phiggml.recipe_type import short
 
@@ -21,13 +22,15 @@ _MOST_BYTES = 16 << 20
 _MOST_FAULTS = 20
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe(name: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the fields of a recipe, checked.
 
     Raises:
         FormatError: it is no recipe; all faults are named together.
+        InputError: the path cannot be one.
         OSError: it cannot be read.
     """
+    path = _checked_path(name)
     faults: list[str] = []
     document = _parsed(_bytes_of(path), path)
     checked, wrong = checked_fields(dict(_fields(document, faults)))
@@ -38,15 +41,26 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return checked
 
 
-def write_recipe(path: Path, document: Mapping[str, Any], *, overwrite: bool) -> None:
+def write_recipe(
+    path: str | os.PathLike[str], document: Mapping[str, Any], *, overwrite: bool
+) -> None:
     """Writes what recipe_document made; the file appears when it is complete."""
+    # A link is written through, as open() would.
+    path = Path(os.path.realpath(_checked_path(path)))
     require_writable_name(path, overwrite=overwrite)
-    file = AtomicFile(path.parent, permissions=_permissions(path))
-    try:
-        file.write(_text(document).encode())
-        file.publish(path, overwrite=overwrite)
-    finally:
-        file.discard()
+    with naming_target(str(path)):
+        file = AtomicFile(path.parent, permissions=_permissions(path))
+        try:
+            file.write(_text(document).encode())
+            file.publish(path, overwrite=overwrite)
+        finally:
+            file.discard()
+
+
+def _checked_path(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+        raise InputError(f"recipe: {path!r}: a path is text without NUL, or os.PathLike.")
+    return Path(path)
 
 
 def _permissions(path: Path) -> int | None:

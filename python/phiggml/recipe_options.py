@@ -25,8 +25,9 @@ class QuantizeOptions:
         measure_error: tell the nrmse of each tensor that changes its type in the report.
 
     Raises:
-        InputError: keep_split, split_max_bytes or measure_error has a wrong value, or the first
-            two are both given. What is wrong with the others is found when they are used.
+        InputError: allow_requantize, keep_split, split_max_bytes or measure_error has a wrong
+            value, or parts are both kept and made anew. What is wrong with the others is found
+            when they are used.
 
     Example:
         >>> QuantizeOptions(output_type="Q8_0").pure
@@ -44,7 +45,7 @@ class QuantizeOptions:
     measure_error: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("keep_split", "measure_error"):
+        for name in ("allow_requantize", "keep_split", "measure_error"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name}: {getattr(self, name)!r}: it must be True or False.")
         most = self.split_max_bytes

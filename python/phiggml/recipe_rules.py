@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from phiggml import _core
 from phiggml.errors import FormatError, InputError
 from phiggml.quant import QuantType
-from phiggml.recipe_fields import compiled
+from phiggml.recipe_expression import compiled
 from phiggml.recipe_plan import PlannedTensor
 from phiggml.recipe_type import has_blocks
 from phiggml.runtime import forward_log

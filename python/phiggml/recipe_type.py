@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from phiggml import _core
 from phiggml.errors import InputError
 from phiggml.quant import quant_types
@@ -44,8 +46,10 @@ def model_type(name: str) -> str:
     """
     canonical = name.upper() if isinstance(name, str) else ""
     if canonical not in model_types():
+        nearest = difflib.get_close_matches(canonical, model_types(), n=3, cutoff=0.75)
+        meant = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
         raise InputError(
-            f"recipe: {short(name)}: no model can be quantized to this type. "
+            f"recipe: {short(name)}: no model can be quantized to this type. {meant}"
             f"Choose one of {', '.join(model_types())}."
         )
     return canonical

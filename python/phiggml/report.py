@@ -180,11 +180,11 @@ class Report:
     def _outcome(self) -> str:
         done = f"written in {self.seconds:.1f} s" if self.written else "a dry run, nothing written"
         files = f" in {len(self.paths)} files" if len(self.paths) > 1 else ""
-        return f"{os.fspath(self.path)}: {self.nbytes:,} bytes{files}, {done}"
+        return f"{escaped(os.fspath(self.path))}: {self.nbytes:,} bytes{files}, {done}"
 
 
 def shown_stages(stages: Mapping[str, float]) -> str:
-    """The seconds of each stage, in one line."""
+    """The seconds of each stage, in a line of 80 columns; of some, those of all threads."""
     alone, together = (
         ", ".join(
             f"{name} {seconds:.{2 if seconds < 10 else 1}f}"
@@ -195,7 +195,7 @@ def shown_stages(stages: Mapping[str, float]) -> str:
     )
     return "; ".join(
         text
-        for text in (alone and f"seconds: {alone}", together and f"all threads: {together}")
+        for text in (alone and f"seconds: {alone}", together and f"threads: {together}")
         if text
     )
 

@@ -6,7 +6,6 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from phiggml.conversion.hub import Wanted, local_folder
 from phiggml.conversion.plan import ConversionPlan, plan_conversion
@@ -130,11 +129,11 @@ def convert(
     wanted = Wanted.HEADERS if dry_run else Wanted.CHECKPOINT
     with local_folder(checkpoint, operation="convert", wanted=wanted, progress=progress) as folder:
         plan = plan_conversion(folder.path, model_id=folder.model_id)
-        return _carried_out(plan, Path(out), type, job=job)
+        return _carried_out(plan, out, type, job=job)
 
 
 def _carried_out(
-    plan: ConversionPlan, out: Path, type: str | Recipe, *, job: WriteJob
+    plan: ConversionPlan, out: str | os.PathLike[str], type: str | Recipe, *, job: WriteJob
 ) -> ConversionReport:
     try:
         report = write_model(_source_model(plan), out, type, job=job)
