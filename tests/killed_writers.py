@@ -6,6 +6,7 @@ how often the new file stood under the name.
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
@@ -25,7 +26,7 @@ N_TENSORS = 12
 SHAPE = (16, 256)
 # What changes or makes durable what another process sees.
 STEPS = {"open", "write", "fsync", "rename", "replace", "link", "unlink", "ftruncate", "flock"}
-STEPS |= {"chmod"}
+STEPS |= {"chmod", "sendfile", "copy_file_range", "truncate"}
 
 
 def tensor(version: int, i: int) -> np.ndarray:
@@ -152,7 +153,9 @@ def kill_at_step(n: int) -> Callable[[], None]:
             nonlocal count
             if event not in ("c_call", "c_return") or not hasattr(function, "__name__"):
                 return
-            if function.__module__ in ("posix", "fcntl") and function.__name__ in STEPS:
+            of_file = isinstance(getattr(function, "__self__", None), io.IOBase)
+            known = function.__module__ in ("posix", "fcntl", "_io") or of_file
+            if known and function.__name__ in STEPS:
                 count += 1
                 if count == n:
                     os.kill(os.getpid(), signal.SIGKILL)

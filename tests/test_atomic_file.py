@@ -320,6 +320,26 @@ def test_the_folder_is_synced_before_and_after_the_first_name(tmp_path, monkeypa
     assert synced == ([new] if count == 1 else [{}, new])
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_are_durable_before_any_has_its_name(tmp_path, monkeypatch, overwrite, count):
+    """All of their bytes: else a name could outlive, in a loss of power, what it is of."""
+    fsync, durable = os.fsync, {}
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode):
+            assert contents(tmp_path) == {}
+            durable[status.st_ino] = status.st_size
+
+    monkeypatch.setattr(os, "fsync", watched)
+    texts = ["x" * (1000 + i) for i in range(count)]
+    publish_together(written(tmp_path, texts), overwrite=overwrite)
+    found = {path.stat().st_ino: path.stat().st_size for path in tmp_path.iterdir()}
+    assert durable == found and sorted(found.values()) == [len(text) for text in texts]
+
+
 def test_one_set_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic_file_lock, "_LOCK_SECONDS", 0.05)
     (tmp_path / "part-0").write_text("old")

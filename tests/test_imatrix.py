@@ -19,11 +19,12 @@ from quantization_cases import FILE_TYPE, run_jobs
 from tiny_models import ARCHITECTURES, importances, write_source
 
 UP, DOWN = "blk.0.ffn_up.weight", "blk.0.ffn_down_exps.weight"
-EMBEDDING = "token_embd.weight"
+EMBEDDING, LAYER_EMBEDDING = "token_embd.weight", "per_layer_token_embd.weight"
 MODEL = [
     (UP, (32, 256)),
     (DOWN, (8, 5, 64)),
     (EMBEDDING, (40, 256)),
+    (LAYER_EMBEDDING, (40, 256)),
     ("output_norm.weight", (256,)),
 ]
 # What an expert without data was summed up to does not matter: its columns count the same.
@@ -159,7 +160,7 @@ def test_warnings_are_few(tmp_path: Path) -> None:
     entries = [Entry(name, sums(2, 32), (0, i % 2)) for i, name in enumerate(names)]
     entries += [Entry(name, sums(32), (3,)) for name in ("blk.9.old\\n.weight", "b", "c")]
     entries.append(Entry(UP, sums(256), (0,)))
-    entries.append(Entry(EMBEDDING, sums(128), (1,)))
+    entries += [Entry(name, sums(128), (1,)) for name in (EMBEDDING, LAYER_EMBEDDING)]
     found = fitted(write_gguf(tmp_path / "i.gguf", entries), model)
     assert found is not None
     same(found.importances[UP], np.ones((1, 256), np.float32))
@@ -167,16 +168,17 @@ def test_warnings_are_few(tmp_path: Path) -> None:
     assert all(warning.startswith(start) for warning in found.warnings)
     said = [warning.removeprefix(start) for warning in found.warnings]
     rest = ": all columns count the same there."
-    assert said[:2] == [
+    assert said[:3] == [
         "blk.9.old\\\\n.weight and 2 more: this model has no such tensors. They were left out.",
         "token_embd.weight: it does not fit this model's. It was left out.",
+        "per_layer_token_embd.weight: it does not fit this model's. It was left out.",
     ]
-    assert EMBEDDING not in found.importances
-    assert said[2:4] == [
+    assert not {EMBEDDING, LAYER_EMBEDDING} & found.importances.keys()
+    assert said[3:5] == [
         f"{names[0]}: all 2 experts saw no data{rest}",
         f"{names[1]}: expert 0 saw no data{rest}",
     ]
-    assert said[10:] == ["13 more tensors have experts that saw no data."]
+    assert said[11:] == ["13 more tensors have experts that saw no data."]
     (only,) = fitted({UP: sums(256), "y": sums(3)}, MODEL).warnings  # type: ignore[union-attr]
     assert only == "imatrix: y: this model has no such tensor. It was left out."
     alone = fitted(write_gguf(tmp_path / "j.gguf", [Entry(UP, sums(256), (0,))]), MODEL)

@@ -14,6 +14,7 @@ import pytest
 
 from checkpoint_kinds import KINDS, LONG, Kind, phi3_shapes, write_kind
 from phiggml.conversion import convert
+from phiggml.errors import UnsupportedError
 from phiggml.quantization import QuantizeOptions, quantize_model
 from quantization_cases import FILE_TYPE, NEED_IMATRIX, run_jobs, run_once, shared_folder
 
@@ -117,6 +118,13 @@ def test_one_pass_writes_what_two_do(name: str, type: str, folder: Path, tmp_pat
     assert planned.nbytes == report.nbytes == len(expected)
     quantize_model(whole, tmp_path / "two.gguf", type, imatrix=imatrix, threads=2)
     assert (tmp_path / "two.gguf").read_bytes() == expected
+
+
+def test_a_checkpoints_shards_are_no_parts_to_keep(tmp_path: Path) -> None:
+    options = QuantizeOptions(keep_split=True)
+    with pytest.raises(UnsupportedError, match=r"keep_split: the shards.*Set split_max_bytes"):
+        convert(DATA / "phi3-mini-tiny", tmp_path / "out.gguf", "Q8_0", options=options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_exceptions_hold_in_one_pass(folder: Path, tmp_path: Path) -> None:

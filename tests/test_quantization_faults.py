@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from killer_run import run_killer
 from phiggml.errors import FormatError
 from phiggml.gguf_split import split_gguf
 from phiggml.quantization import Progress, QuantizeOptions
+from phiggml.source import gguf_source
 from test_convert_reading import run
 from test_interrupt import check, interrupted
 
@@ -131,6 +133,15 @@ def write_model(folder: Path, form: str) -> tuple[Path, Path]:
     return parts[0], parts[-1]
 
 
+@pytest.mark.parametrize("form", ["whole", "split", "big-endian"])
+def test_who_reads_a_gguf_source(form: str, tmp_path: Path) -> None:
+    """The pipeline's threads where rows lie as they are; else the thread that calls."""
+    source, _ = write_model(tmp_path / "source", form)
+    with ExitStack() as files:
+        runs = [tensor.runs for tensor in gguf_source(source, files).tensors]
+    assert [found is None for found in runs] == [form == "big-endian"] * 2
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("form", ["whole", "split", "big-endian"])
 def test_a_gguf_source_spoiled_in_the_middle(
@@ -204,6 +215,8 @@ def test_a_callback_that_raises(
             quantizers.run(quantizers.sources[0], out, overwrite=True, progress=stop)
         assert raised.value is error
         assert len(heard) == last
+        # The threads have ended, although the exception keeps all that it came through.
+        assert open_files_and_threads()[1:] == before[1:]
 
     for last in (1, len(pieces) // 2, len(pieces)):
         stopped_at(last)

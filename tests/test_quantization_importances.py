@@ -5,12 +5,14 @@ llama-quantize hands it the means of the file and these keys; here the test does
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from imatrix_files import Entry, dat_end, write_dat, write_gguf
+from imatrix_files import Entry, Floats, dat_end, write_dat, write_gguf
 from phiggml.quantization import quantize_model
 from quantization_cases import Case, job_of, run_jobs, run_once, shared_folder
 from tiny_models import ALL_KINDS, importances, write_source
@@ -68,6 +70,30 @@ def make_all(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_once(shared_folder(tmp_path_factory, "upstream-of-importances"), make_all)
+
+
+def test_tensors_that_a_matrix_lacks_are_told(tmp_path: Path) -> None:
+    """Only such as get blocks, and as llama-imatrix collects importances of."""
+    kind = ALL_KINDS["fused"]
+    source = write_source(tmp_path / "fused.gguf", kind)
+    every = importances(kind)
+    usual = {n: a for n, a in every.items() if n not in ("token_embd.weight", "output.weight")}
+
+    def warned(given: dict[str, Floats], type: str = "Q4_K_M", **more: Any) -> tuple[str, ...]:
+        out = tmp_path / "out.gguf"
+        return quantize_model(source, out, type, imatrix=given, dry_run=True, **more).warnings
+
+    assert warned(every) == warned(usual) == ()
+    one = {n: a for n, a in usual.items() if n != "blk.3.ffn_up.weight"}
+    (said,) = warned(one)
+    assert said.startswith("imatrix: blk.3.ffn_up.weight: it has no importances of them")
+    (said,) = warned({n: a for n, a in one.items() if n != "blk.5.ffn_down.weight"})
+    assert re.search(r"blk\.[35]\.\S+ and 1 more: it has no importances", said)
+    for type in ("F16", "BF16"):  # without blocks
+        assert warned(one, type) == ()
+    assert warned(one, overrides={r"blk\.3\.ffn_up": "F32"}) == ()
+    source = write_source(tmp_path / "blocks.gguf", ALL_KINDS["blocks"])
+    assert warned(one, "Q8_0") == ()  # copied
 
 
 @pytest.mark.parametrize(("kind", "form", "type"), CASES)

@@ -64,6 +64,7 @@ def test_parts_are_merged(
     expected = folder / f"merged-{name}-{type}.gguf"
     assert out.read_bytes() == expected.read_bytes()
     assert planned.nbytes == report.nbytes == out.stat().st_size
+    assert (report.path, report.paths, planned.paths) == (out, (), ())
 
 
 @pytest.mark.parametrize(("name", "type", "imatrix"), CASES)

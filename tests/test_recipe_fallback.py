@@ -33,6 +33,7 @@ class Case:
     embedding: int = 256
     output: int | None = 256
     overrides: dict[str, str] = field(default_factory=dict)
+    layers: bool = False
 
 
 CASES = {
@@ -51,6 +52,14 @@ CASES = {
     "tied, pure": Case(
         "Q6_K", QuantizeOptions(pure=True, output_type="Q4_K"), embedding=96, output=None
     ),
+    # A whole-model type of plain numbers has no embedding follow the output.
+    "tied, plain numbers": Case("F16", QuantizeOptions(output_type="Q5_K"), output=None),
+    "embedding of layers": Case(
+        "Q4_K_M", QuantizeOptions(embedding_type="Q8_0"), layers=True, overrides={"layer": "Q5_1"}
+    ),
+    "embedding of layers, named": Case(
+        "Q4_K_M", QuantizeOptions(embedding_type="Q8_0"), layers=True, overrides={"blk": "Q5_1"}
+    ),
     "pure": Case("Q3_K_M", QuantizeOptions(pure=True), embedding=96, output=80),
     "override of the output": Case("Q4_K_S", output=96, overrides={"output": "Q3_K"}),
     "override of plain numbers": Case("Q8_0", overrides={r"t\.Q4_K\.": "F16"}),
@@ -61,6 +70,8 @@ def tensors_of(case: Case) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (40, case.embedding)}
     if case.output is not None:
         shapes["output.weight"] = (40, case.output)
+    if case.layers:
+        shapes["per_layer_token_embd.weight"] = (40, 256)
     shapes["blk.0.attn_norm.weight"] = (96,)
     for type in TYPES:
         shapes |= {f"blk.0.t.{type}.{n}.weight": (4, n) for n in ROWS}
@@ -97,8 +108,10 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job: dict[str, Any] = {"source": str(source), "file_type": FILE_TYPE[case.type]}
         job |= {"out": str(folder / f"{name}-upstream.gguf"), "pure": case.options.pure}
         job["overrides"] = [[e, QuantType(t).id] for e, t in case.overrides.items()]
-        if case.options.output_type is not None:
-            job["output_type"] = QuantType(case.options.output_type).id
+        for option in ("output_type", "embedding_type"):
+            named = getattr(case.options, option)
+            if named is not None:
+                job[option] = QuantType(named).id
         jobs.append(job)
     for type in WITHOUT:
         refused = {**jobs[0], "out": str(folder / f"{type}-upstream.gguf")}
@@ -141,6 +154,14 @@ def test_an_override_says_what_it_could_not_be() -> None:
                 assert f"{type}: rows of {n}" in str(plan)
     assert rows["blk.0.t.Q4_K.96.weight"].type == "Q5_0"
     assert rows["blk.0.t.Q4_K.80.weight"].type == "F16"
+
+
+def test_upstream_is_quoted_once_for_each_tensor(caplog: pytest.LogCaptureFixture) -> None:
+    """Rows are asked about several times, also under another tensor's name."""
+    facts = [TensorFacts(f"blk.0.{name}.weight", (4, 96), "F32") for name in "ab"]
+    plan_types(ModelShape("phi3", n_layer=1), facts, "Q4_K_M", overrides={"a": "Q6_K"})
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.split()[1] for line in said if "divisible" in line] == ["blk.0.b.weight"]
 
 
 @pytest.mark.parametrize("type", WITHOUT)

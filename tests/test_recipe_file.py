@@ -271,6 +271,8 @@ def test_a_saved_plan_is_the_same_plan(name: str, tmp_path: Path) -> None:
     plan = PLANS[name]()
     path = tmp_path / "recipe.json"
     assert plan.recipe is not None
+    # The types of both are among those of the tensors.
+    assert (plan.recipe.output_type, plan.recipe.embedding_type) == (None, None)
     plan.recipe.save(path)
     loaded = Recipe.load(path)
     assert loaded == plan.recipe
