@@ -121,7 +121,7 @@ def test_the_table_is_told_line_by_line() -> None:
         "Q4_K_M: 2 tensors, 1,354 bytes, 21.16 bits per weight",
         "largest error: nrmse 0.06250, blk.0.a.weight",
         "seconds: plan 0.25, write 2.00, finish 0.12; threads: read 1.50, convert 30.2",
-        "peak memory: 412,000,000 bytes",
+        "peak memory: 412 MB",
         "warning: blk.0.a.weight: expert 3 has no data.",
         "out.gguf: 4,096 bytes in 2 files, written in 34.5 s",
     ]

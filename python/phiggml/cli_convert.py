@@ -6,16 +6,15 @@ import argparse
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import phiggml as pg
 from phiggml.cli_recipe_arguments import add_type_options, chosen_options, chosen_overrides
 from phiggml.cli_terminal import ProgressBar, parse_size, say_report, size, table
 from phiggml.gguf_text import escaped, one_line
-from phiggml.report import shown_error, shown_stages
 
-__all__ = ["add_convert", "add_quantize"]
+__all__ = ["add_convert", "add_quantize", "types_table"]
 
 _TYPE_HELP = "type of the whole model, such as Q4_K_M; an unknown name lists them all"
 
@@ -144,11 +143,16 @@ def _options(arguments: argparse.Namespace) -> pg.QuantizeOptions:
     )
 
 
-def _summary(report: pg.Report) -> str:
+def types_table(report: pg.Report) -> str:
+    """How much of a model is of which type."""
     rows = [
         (share.type, str(share.tensors), size(share.nbytes), f"{share.share:.1%}")
         for share in report.types
     ]
+    return table(("type", "tensors", "size", "share"), rows, right=(1, 2, 3))
+
+
+def _summary(report: pg.Report) -> str:
     exceptions = [
         f"{one_line(tensor.name)}: {tensor.type}, {tensor.note}."
         for tensor in report.tensors
@@ -157,25 +161,15 @@ def _summary(report: pg.Report) -> str:
     files = f" in {len(report.paths)} files" if len(report.paths) > 1 else ""
     return "\n".join(
         [
-            table(("type", "tensors", "size", "share"), rows, right=(1, 2, 3)),
+            types_table(report),
             *exceptions,
             *map(_sentence, report.notes),
             *(f"warning: {_sentence(text)}" for text in report.warnings),
-            *_measured(report),
+            *report.measured,
             f"{escaped(os.fspath(report.path))}: {report.plan.type}, {size(report.nbytes)}{files}, "
             f"{report.bits_per_weight:.2f} bits per weight, {report.seconds:.1f} s",
         ]
     )
-
-
-def _measured(report: pg.Report) -> Iterator[str]:
-    """A line for the largest error, for the time of each stage, and for memory."""
-    if report.largest_error is not None:
-        yield shown_error(*report.largest_error)
-    if report.stages:
-        yield shown_stages(report.stages)
-    if report.peak_memory:
-        yield f"peak memory: {size(report.peak_memory)}"
 
 
 def _sentence(text: str) -> str:

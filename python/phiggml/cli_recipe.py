@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import phiggml as pg
+from phiggml.cli_convert import types_table
 from phiggml.cli_recipe_arguments import add_type_options, chosen_options, chosen_overrides
-from phiggml.cli_terminal import ProgressBar, say, say_json, say_table, size
-from phiggml.gguf_text import escaped, one_line, shown_shape
+from phiggml.cli_terminal import ProgressBar, say, say_json, say_table
+from phiggml.gguf_text import escaped
 from phiggml.recipe import recipe_of
 
 __all__ = ["add_recipe"]
@@ -141,25 +142,10 @@ def _document(report: pg.Report) -> dict[str, Any]:
 
 def _tell(report: pg.Report) -> None:
     heading = ("tensor", "shape", "from", "to", "bytes", "chosen by", "")
-    rows = [
-        (
-            one_line(tensor.name),
-            shown_shape(tensor.shape),
-            tensor.source_type,
-            tensor.type,
-            f"{tensor.nbytes:,}",
-            tensor.rule,
-            tensor.note,
-        )
-        for tensor in report.tensors
-    ]
+    rows = [(*tensor.cells, tensor.rule, tensor.note) for tensor in report.tensors]
     say_table(heading, rows, right=(4,))
     say()
-    shares = [
-        (share.type, str(share.tensors), size(share.nbytes), f"{share.share:.1%}")
-        for share in report.types
-    ]
-    say_table(("type", "tensors", "size", "share"), shares, right=(1, 2, 3))
+    say(types_table(report))
     for text in (*report.notes, *(f"warning: {text}" for text in report.warnings)):
         say(escaped(text))
     fallen = sum(1 for tensor in report.tensors if tensor.note)

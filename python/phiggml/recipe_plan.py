@@ -41,6 +41,12 @@ class PlannedTensor:
     note: str = ""
     rule: str = ""
 
+    @property
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """Name, shape, type before and after, and bytes after, as tables show them."""
+        shape, nbytes = shown_shape(self.shape), f"{self.nbytes:,}"
+        return one_line(self.name), shape, self.source_type, self.type, nbytes
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -88,11 +94,7 @@ class Plan:
         measured = errors is not None
         rows = [
             (
-                one_line(tensor.name),
-                shown_shape(tensor.shape),
-                tensor.source_type,
-                tensor.type,
-                f"{tensor.nbytes:,}",
+                *tensor.cells,
                 *([errors.get(tensor.name, "")] if errors is not None else []),
                 tensor.note,
             )

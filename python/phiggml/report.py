@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from phiggml.gguf_text import columns, escaped, one_line
 from phiggml.recipe import Plan, PlannedTensor
 
-__all__ = ["Report", "TypeShare", "shown_error", "shown_stages"]
+__all__ = ["Report", "TypeShare"]
 
 _STAGES_OF_ALL_THREADS = ("read", "convert")
 
@@ -100,6 +100,18 @@ class Report:
         measured = {t.name: e for t in self.tensors if (e := self._error(t.name)) is not None}
         return max(measured.items(), key=lambda item: item[1], default=None)
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """A line for the largest error, for the time of each stage, and for memory."""
+        lines = []
+        if self.largest_error is not None:
+            lines.append(_shown_error(*self.largest_error))
+        if self.stages:
+            lines.append(_shown_stages(self.stages))
+        if self.peak_memory:
+            lines.append(f"peak memory: {self.peak_memory / 1e6:.0f} MB")
+        return tuple(lines)
+
     def document(self) -> dict[str, Any]:
         """Returns everything as values that json.dumps takes; what `--json` prints.
 
@@ -158,7 +170,7 @@ class Report:
                 "",
                 *columns([("type", "tensors", "bytes", "share"), *types], right=(1, 2, 3)),
                 plan.total,
-                *self._measured(),
+                *self.measured,
                 *(f"warning: {escaped(text)}" for text in self.warnings),
                 self._outcome(),
             ]
@@ -168,22 +180,13 @@ class Report:
         errors = {tensor.name: _nrmse(self._error(tensor.name)) for tensor in self.tensors}
         return self.plan.lines(errors if self.errors else None)
 
-    def _measured(self) -> Iterator[str]:
-        """A line for the largest error, for the time of each stage, and for memory."""
-        if self.largest_error is not None:
-            yield shown_error(*self.largest_error)
-        if self.stages:
-            yield shown_stages(self.stages)
-        if self.peak_memory:
-            yield f"peak memory: {self.peak_memory:,} bytes"
-
     def _outcome(self) -> str:
         done = f"written in {self.seconds:.1f} s" if self.written else "a dry run, nothing written"
         files = f" in {len(self.paths)} files" if len(self.paths) > 1 else ""
         return f"{escaped(os.fspath(self.path))}: {self.nbytes:,} bytes{files}, {done}"
 
 
-def shown_stages(stages: Mapping[str, float]) -> str:
+def _shown_stages(stages: Mapping[str, float]) -> str:
     """The seconds of each stage, in a line of 80 columns; of some, those of all threads."""
     alone, together = (
         ", ".join(
@@ -200,7 +203,7 @@ def shown_stages(stages: Mapping[str, float]) -> str:
     )
 
 
-def shown_error(name: str, error: float) -> str:
+def _shown_error(name: str, error: float) -> str:
     """The error of the tensor that lost most, in one line."""
     return f"largest error: nrmse {_nrmse(error)}, {one_line(name)}"
 
