@@ -87,7 +87,9 @@ def with_header(header: bytes, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header)) + header + data
 
 
-def shapes(*, tied: bool = False, rows: int = ROWS) -> dict[str, tuple[int, ...]]:
+def shapes(
+    *, tied: bool = False, rows: int = ROWS, feed_forward: int = FEED_FORWARD
+) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, HIDDEN)}
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}."
@@ -96,8 +98,8 @@ def shapes(*, tied: bool = False, rows: int = ROWS) -> dict[str, tuple[int, ...]
             prefix + "self_attn.qkv_proj.weight": (HEAD_SIZE * (HEADS + 2 * KV_HEADS), HIDDEN),
             prefix + "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
             prefix + "post_attention_layernorm.weight": (HIDDEN,),
-            prefix + "mlp.gate_up_proj.weight": (2 * FEED_FORWARD, HIDDEN),
-            prefix + "mlp.down_proj.weight": (HIDDEN, FEED_FORWARD),
+            prefix + "mlp.gate_up_proj.weight": (2 * feed_forward, HIDDEN),
+            prefix + "mlp.down_proj.weight": (HIDDEN, feed_forward),
         }
     found["model.norm.weight"] = (HIDDEN,)
     if not tied:

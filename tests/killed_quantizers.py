@@ -38,24 +38,18 @@ FINISHED, FAILED, REFUSED, INTERRUPTED = 0, 1, 3, 4
 REFUSALS = (pg.FormatError, FileNotFoundError, FileExistsError)
 
 
-def wide_shapes(wide: int) -> dict[str, tuple[int, ...]]:
-    """The checkpoint's, with a feed-forward part so wide that its rows become Q4_K and Q6_K."""
-    narrow = checkpoints.FEED_FORWARD
-    return {
-        name: tuple(n * wide // narrow if ".mlp." in name and n % narrow == 0 else n for n in shape)
-        for name, shape in checkpoints.shapes().items()
-    }
-
-
 def write_checkpoint(folder: Path, wide: int, seed: int) -> Path:
-    """The same but for the numbers of its weights, whatever the seed."""
+    """The same but for the numbers of its weights, whatever the seed.
+
+    A feed-forward part so wide has rows that become Q4_K and Q6_K.
+    """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     checkpoints.write_json(folder / "config.json", checkpoints.config(intermediate_size=wide))
     checkpoints.write_tokenizer(folder)
     stored = {
         name: ("BF16", shape, rng.integers(0x3C00, 0x3F80, shape, np.uint16).tobytes())
-        for name, shape in wide_shapes(wide).items()
+        for name, shape in checkpoints.shapes(feed_forward=wide).items()
     }
     checkpoints.write_weights(folder, stored)
     return folder

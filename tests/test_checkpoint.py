@@ -169,7 +169,7 @@ def test_one_file_shards_and_shards_without_index_hold_the_same(
 ) -> None:
     values = checkpoints.write_checkpoint(tmp_path / "m", shards=shards, index=index)
     plan = plan_conversion(tmp_path / "m")
-    assert len(plan.source_files) == shards
+    assert len(plan.checkpoint.files) == shards
     for tensor in plan.tensors:
         assert len(tensor.sources) == 1
         rows = int(np.prod(tensor.shape[:-1]))

@@ -222,6 +222,7 @@ def test_counts_that_are_none(count: float, tmp_path: Path) -> None:
         ({UP: np.ones((256, 1), np.float32)}, "ffn_up"),
         ({UP: np.float32(1)}, r"ffn_up.*\(\)"),
         ({UP: np.full(256, np.inf, np.float32)}, "ffn_up.*finite"),
+        ({UP: np.full(256, np.nan, np.float32)}, "ffn_up.*finite"),
         ({UP: np.full(256, 1e300)}, "ffn_up.*finite"),
         ({UP: np.full(256, -1, np.float32)}, "ffn_up.*not negative"),
         ({UP: np.ones(256, np.int32)}, "ffn_up.*int32"),

@@ -49,7 +49,7 @@ def test_a_sequence_that_grows_over_the_limit(model: pg.Model, name: str) -> Non
             done = n
 
 
-@pytest.mark.parametrize("flash_attn", [False, True])
+@pytest.mark.parametrize("flash_attn", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_half_precision_at_the_limit(model: pg.Model, name: str, flash_attn: bool) -> None:
     """With a cache of F16, over the logits of all lengths. Their last pieces are of few tokens."""
     found = []

@@ -169,18 +169,8 @@ FUSED_NAME = "blk.0.ffn_up.weight"
 @pytest.mark.parametrize(
     ("imatrix", "match"),
     [
-        ({}, "none of its 0 names"),
         ({"nonesuch": np.ones(256, np.float32)}, "none of its 1 names"),
-        ({FUSED_NAME: np.ones(255, np.float32)}, r"ffn_up.*shape is \(255,\), not float32\[256\]"),
-        ({FUSED_NAME: np.ones((2, 256), np.float32)}, "ffn_up"),
-        ({FUSED_NAME: np.ones((256, 1), np.float32)}, "ffn_up"),
-        ({FUSED_NAME: np.float32(1)}, "ffn_up"),
         ({FUSED_NAME: np.full(256, np.nan, np.float32)}, "ffn_up.*finite"),
-        ({FUSED_NAME: np.full(256, np.inf, np.float32)}, "ffn_up.*finite"),
-        ({FUSED_NAME: np.full(256, 1e300)}, "ffn_up.*finite"),
-        ({FUSED_NAME: np.full(256, -1, np.float32)}, "ffn_up.*not negative"),
-        ({FUSED_NAME: np.ones(256, np.int32)}, "ffn_up.*int32"),
-        ({FUSED_NAME: ["a"]}, "ffn_up"),
         (3, "mapping"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -124,18 +123,12 @@ def _planned(arguments: argparse.Namespace) -> pg.Report:
 
 
 def _document(report: pg.Report) -> dict[str, Any]:
-    plan = report.plan
+    """What a report says of the plan; nothing was written or measured."""
+    plan, whole = report.plan, report.document()
+    planned = ("type", "nbytes", "bits_per_weight", "notes", "warnings", "types", "tensors")
     return {
-        "type": plan.type,
+        **{key: whole[key] for key in planned},
         "file_type": plan.file_type,
-        "nbytes": report.nbytes,
-        "bits_per_weight": report.bits_per_weight,
-        "notes": list(report.notes),
-        "warnings": list(report.warnings),
-        "types": [dataclasses.asdict(share) for share in report.types],
-        "tensors": [
-            {**dataclasses.asdict(tensor), "shape": list(tensor.shape)} for tensor in plan.tensors
-        ],
         "recipe": None if plan.recipe is None else plan.recipe.document(),
     }
 

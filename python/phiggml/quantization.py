@@ -17,7 +17,7 @@ from phiggml.errors import InputError
 from phiggml.gguf import GGUFValue, GGUFWriter
 from phiggml.gguf_part import TensorInfo
 from phiggml.gguf_parts import SplitRules, planned_sizes
-from phiggml.gguf_writer_metadata import PADDING_KEY, SPLIT_KEYS
+from phiggml.gguf_writer_metadata import SPLIT_KEYS
 from phiggml.gguf_writer_target import file_names
 from phiggml.imatrix import FittedImatrix, Imatrix, ImatrixSource, fitted
 from phiggml.peak_memory import PeakMemory
@@ -336,7 +336,7 @@ def _output_metadata(
     """What the file says about itself, in the order of llama_model_quantize."""
     version, file_type = "general.quantization_version", "general.file_type"
     of_imatrix = {} if imatrix is None else imatrix.metadata
-    dropped = {version, file_type, PADDING_KEY, *SPLIT_KEYS, *of_imatrix}
+    dropped = {version, file_type, *SPLIT_KEYS, *of_imatrix}
     return {
         **{key: value for key, value in metadata.items() if key not in dropped},
         version: GGUFValue(_core.recipe.quantization_version(), "UINT32"),

@@ -65,10 +65,6 @@ class ConversionPlan:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, metadata=MappingProxyType(state["metadata"]))
 
-    @property
-    def source_files(self) -> tuple[Path, ...]:
-        return tuple(file.path for file in self.checkpoint.files.values())
-
     def row_runs(self) -> dict[str, tuple[_core.pipeline.RowRun, ...]]:
         """By tensor, where its rows lie in the checkpoint's files.
 
