@@ -3,7 +3,10 @@
 
 set(PHIGGML_TREE ${PROJECT_SOURCE_DIR}/third_party/llama.cpp)
 
-find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
+if(NOT PHIGGML_PLUGIN)
+    find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+endif()
 execute_process(COMMAND ${Python_EXECUTABLE} ${PROJECT_SOURCE_DIR}/third_party/fetch.py COMMAND_ERROR_IS_FATAL ANY)
 file(READ ${PROJECT_SOURCE_DIR}/third_party/llama_cpp.json pin)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/third_party/llama_cpp.json)

@@ -37,7 +37,13 @@ void register_runtime(py::module_ & m) {
             call_released([&] { load_backends(folder, cpu_variant); });
         },
         py::arg("folder"), py::arg("cpu_variant"));
+    sub.def(
+        "load_backend",
+        [](const std::string & path) { return message_text(call_released([&] { return load_backend(path); })); },
+        py::arg("path"));
+    sub.def("build_id", &build_id);
     sub.def("list_devices", [] { return call_released([] { return list_devices(); }); });
+    sub.def("cpu_module", [] { return message_text(cpu_module()); });
     sub.def("cpu_features", &cpu_features);
     sub.def("versions", &versions);
 }

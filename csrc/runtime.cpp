@@ -1,5 +1,6 @@
 #include "runtime.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
@@ -210,6 +211,15 @@ void load_backends(const std::string & folder, const std::string & cpu_variant) 
     loaded = true;
 }
 
+std::string load_backend(const std::string & path) {
+    const LogMark mark;
+    return ggml_backend_load(path.c_str()) == nullptr ? mark.first_error() : "";
+}
+
+std::string build_id() {
+    return PHIGGML_BUILD_ID;
+}
+
 std::vector<DeviceInfo> list_devices() {
     std::vector<DeviceInfo> devices;
     for (std::size_t i = 0; i < ggml_backend_dev_count(); ++i) {
@@ -225,6 +235,17 @@ std::vector<DeviceInfo> list_devices() {
 
 std::vector<std::pair<std::string, std::string>> versions() {
     return {{"llama.cpp", PHIGGML_LLAMA_BUILD}, {"ggml", ggml_version()}};
+}
+
+std::string cpu_module() {
+    const ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    if (device == nullptr) {
+        return "";
+    }
+    const void * inside =
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_get_features");
+    Dl_info found{};
+    return inside != nullptr && dladdr(inside, &found) != 0 && found.dli_fname != nullptr ? found.dli_fname : "";
 }
 
 std::vector<std::pair<std::string, std::string>> cpu_features() {

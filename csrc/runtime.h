@@ -50,10 +50,19 @@ private:
 // looked at, unless upstream's own GGML_BACKEND_PATH names a module.
 void load_backends(const std::string & folder, const std::string & cpu_variant);
 
+// Loads a backend module by its path. Returns nothing when that worked, else upstream's reason.
+std::string load_backend(const std::string & path);
+
+// What a backend module must have been built with to be loaded here.
+std::string build_id();
+
 std::vector<DeviceInfo> list_devices();
 
 // What is compiled in: {"llama.cpp", "b11549"}, {"ggml", "0.26.0"}.
 std::vector<std::pair<std::string, std::string>> versions();
+
+// The file of the loaded CPU module; nothing where the system does not tell.
+std::string cpu_module();
 
 // What the loaded CPU module was compiled for: {"AVX2", "1"}, ...
 std::vector<std::pair<std::string, std::string>> cpu_features();

@@ -27,6 +27,7 @@ FLOORS = [
     {"model"},
     {"quant", "gguf", "recipe", "comparison", "chat", "completion", "sampling", "embedding"},
     {"runtime"},
+    {"plugin"},
     {"progress", "peak_memory", "atomic_file"},
     {"errors", "_core"},
 ]

@@ -17,7 +17,7 @@ import pytest
 
 import phiggml as pg
 from command_line import GREEDY, NANO, Out, Terminal, complaint, phiggml, without_template
-from phiggml import cli_demo, cli_doctor, cli_terminal
+from phiggml import _core, cli_demo, cli_doctor, cli_terminal
 
 # convert and quantize -----------------------------------------------------------------------------
 
@@ -286,6 +286,18 @@ def test_doctor_finds_this_installation_well(capsys: Out) -> None:
         assert re.search(rf"^{check} +ok: ", text, re.MULTILINE), text
     assert code == (1 if "failed:" in text else 0)
     assert np.__version__ in text
+
+
+def test_doctor_reports_for_machines(capsys: Out) -> None:
+    code = phiggml("doctor", "--json")
+    report = json.loads(capsys.readouterr().out)
+    checks = {check["check"]: check for check in report["checks"]}
+    assert {"backends", "processor", "arrays", "demo model"} <= checks.keys()
+    assert code == (0 if all(check["ok"] for check in report["checks"]) else 1)
+    assert [device["name"] for device in report["devices"]] == [d.name for d in pg.devices()]
+    facts = {fact["label"]: fact["value"] for fact in report["facts"]}
+    assert _core.runtime.build_id() in facts["phiggml"]
+    assert Path(_core.runtime.cpu_module()).parent == Path(facts["libraries"])
 
 
 def test_doctor_says_what_fails(capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import platform
 import shutil
@@ -49,6 +50,7 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `phiggml doctor`."""
+    parser.add_argument("--json", action="store_true", help="as JSON, to paste into a report")
     parser.set_defaults(verb=_doctor)
 
 
@@ -73,25 +75,87 @@ class _CheckError(Exception):
     """A check that did not pass, and why."""
 
 
-def _doctor(_arguments: argparse.Namespace) -> int:
-    for label, value in _facts():
+@dataclasses.dataclass(frozen=True)
+class _Finding:
+    """What a check found.
+
+    Attributes:
+        check: its name.
+        ok: whether it passed.
+        detail: what was found, or what is wrong.
+        remedy: what to do, where something is wrong.
+    """
+
+    check: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        if self.ok:
+            return _wrapped(f"{self.check:<12} ok: {self.detail}")
+        said = _wrapped(f"{self.check:<12} failed: {self.detail}")
+        return f"{said}\n{'':<12} {self.remedy}" if self.remedy else said
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    facts = list(_facts())
+    if arguments.json:
+        findings = list(_findings())
+        say_json(
+            {
+                "facts": [{"label": label, "value": value} for label, value in facts],
+                "checks": [dataclasses.asdict(finding) for finding in findings],
+                "devices": [dataclasses.asdict(device) for device in _devices_found()],
+            }
+        )
+        return int(not all(finding.ok for finding in findings))
+    for label, value in facts:
         say(f"{label:<12} {value}")
-    checks: tuple[tuple[str, Callable[[], str], str], ...] = (
-        ("backends", _check_backends, _REINSTALL),
-        ("processor", _check_processor, "Reinstall phiggml from source, on this machine."),
-        ("arrays", _check_arrays, _REINSTALL),
-        ("demo model", _check_model, _REINSTALL),
-    )
     n_failed = 0
-    for name, check, remedy in checks:
-        try:
-            detail = check()
-        except (_CheckError, pg.PhiggmlError, OSError, MemoryError) as failure:
-            say(f"{name:<12} failed: {failure or type(failure).__name__}\n{'':<12} {remedy}")
-            n_failed += 1
-        else:
-            say(_wrapped(f"{name:<12} ok: {detail}"))
-    return 1 if n_failed else 0
+    for finding in _findings():
+        say(str(finding))
+        n_failed += not finding.ok
+    return int(n_failed > 0)
+
+
+def _findings() -> Iterator[_Finding]:
+    here = "Reinstall phiggml from source, on this machine."
+    yield _found("backends", _check_backends, _REINSTALL)
+    yield from _plugin_findings()
+    yield _found("processor", _check_processor, here)
+    yield _found("arrays", _check_arrays, _REINSTALL)
+    yield _found("demo model", _check_model, _REINSTALL)
+    for device in _devices_found():
+        if device.kind != "cpu":
+            check = functools.partial(_check_device, device.name)
+            yield _found(device.name, check, "Update the driver of this device, or do not use it.")
+
+
+def _found(name: str, check: Callable[[], str], remedy: str) -> _Finding:
+    try:
+        return _Finding(name, True, check())
+    except (_CheckError, pg.PhiggmlError, OSError, MemoryError) as failure:
+        return _Finding(name, False, str(failure) or type(failure).__name__, remedy)
+
+
+def _devices_found() -> list[pg.Device]:
+    try:
+        return pg.devices()
+    except pg.PhiggmlError:
+        return []
+
+
+def _plugin_findings() -> Iterator[_Finding]:
+    """What became of each plugin. One that is left out on purpose is well."""
+    try:
+        backends = load_backends()
+    except pg.PhiggmlError:
+        return
+    for backend in backends:
+        detail = f"{backend.distribution}: {backend.reason or 'loaded.'}".removeprefix(": ")
+        ok = (backend.loaded and not backend.reason) or "leaves it out" in backend.reason
+        yield _Finding(backend.name, ok, detail)
 
 
 def _wrapped(line: str) -> str:
@@ -101,12 +165,18 @@ def _wrapped(line: str) -> str:
 
 
 def _facts() -> Iterator[tuple[str, str]]:
-    yield "phiggml", f"{pg.__version__} in {Path(__file__).parent}"
+    yield (
+        "phiggml",
+        f"{pg.__version__}, build {_core.runtime.build_id()}, in {Path(__file__).parent}",
+    )
     yield "python", f"{platform.python_version()}, {sys.executable}"
     yield "numpy", np.__version__
     yield from _core.runtime.versions()
     yield "system", f"{platform.system()} {platform.release()} {platform.machine()}"
     yield "threads", f"{thread_count(None, 'doctor')} of {os.cpu_count()} cores"
+    for name in ("PHIGGML_CPU_VARIANT", "PHIGGML_BACKENDS"):
+        if name in os.environ:
+            yield "environment", f"{name}={os.environ[name]}"
     yield "libraries", str(library_folder())
     for file in sorted(library_folder().glob("*")):
         yield "", f"{file.name}, {size(file.stat().st_size)}"
@@ -125,7 +195,22 @@ def _check_processor() -> str:
     )
     if missing:
         raise _CheckError(f"the CPU has {', '.join(missing)}, which the CPU module does not use.")
-    return " ".join(sorted(used))
+    return f"{_chosen_module()}{' '.join(sorted(used))}"
+
+
+def _chosen_module() -> str:
+    """Which CPU module is loaded, and why that one."""
+    chosen = Path(_core.runtime.cpu_module()).name
+    if not chosen:
+        return ""
+    modules = [file for file in library_folder().iterdir() if "ggml-cpu" in file.name]
+    if "PHIGGML_CPU_VARIANT" in os.environ:
+        why = "named by PHIGGML_CPU_VARIANT"
+    elif len(modules) == 1:
+        why = "the only one that was built"
+    else:
+        why = f"the best of {len(modules)} for this CPU"
+    return f"{chosen}, {why}: "
 
 
 def _processor_flags() -> frozenset[str]:
@@ -166,6 +251,24 @@ def _check_model() -> str:
     if not error <= 0.5:
         raise _CheckError(f"Q4_K_M logits differ from F32 by {error:.3f}, relatively.")
     return f"Q4_K_M logits differ from F32 by {error:.3f}, relatively"
+
+
+def _check_device(name: str) -> str:
+    """The demo model on a device against the same on the CPU, all layers."""
+    with tempfile.TemporaryDirectory(prefix="phiggml-doctor-") as folder:
+        path = Path(folder) / "Q4_K_M.gguf"
+        pg.convert(demo_checkpoint(), path, "Q4_K_M")
+        logits = []
+        for n_gpu_layers, devices in ((0, None), (99, [name])):
+            with (
+                pg.Model(path, n_gpu_layers=n_gpu_layers, devices=devices) as model,
+                pg.Session(model, n_ctx=64) as session,
+            ):
+                logits.append(session.eval(model.tokenize("What is a quantized model?")))
+    error = _relative_error(logits[1], logits[0])
+    if not error <= 0.1:
+        raise _CheckError(f"its logits of a Q4_K_M model differ from the CPU's by {error:.3f}.")
+    return f"logits of a Q4_K_M model differ from the CPU's by {error:.4f}, relatively"
 
 
 def _relative_error(found: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32]) -> float:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from phiggml import _core
 from phiggml.errors import InputError
+from phiggml.plugin import Plugin, absent_plugins, installed_plugins
 
 __all__ = ["Device", "devices"]
 
 logger = logging.getLogger("phiggml")
 logger.addHandler(logging.NullHandler())
+
+_REMEDIES = {
+    "libcuda.so": "There is no NVIDIA driver here: install one to use the GPU.",
+    "libcudart.so": "Install the wheel nvidia-cuda-runtime.",
+    "libcublas.so": "Install the wheel nvidia-cublas.",
+    "libvulkan.so": "Install the Vulkan loader (Debian: libvulkan1).",
+    "libamdhip64.so": "There is no ROCm runtime here: install one to use the GPU.",
+    "libsycl.so": "There is no oneAPI runtime here: install one to use the GPU.",
+}
 
 MOST_THREADS = 512
 """ggml's own ceiling (GGML_MAX_N_THREADS)."""
@@ -70,18 +81,89 @@ def library_folder() -> Path:
     return Path(str(_core.__file__)).parent / "lib"
 
 
-def load_backends() -> None:
-    """Loads the CPU module and every backend module that this installation carries, once.
+@dataclass(frozen=True)
+class Backend:
+    """A backend that is installed as a plugin, and what became of it.
+
+    Attributes:
+        name: "cuda13", "vulkan" and so on.
+        distribution: name and version of what brought it.
+        loaded: whether its module is in the process.
+        reason: why not, in sentences; or that it found no device.
+    """
+
+    name: str
+    distribution: str
+    loaded: bool
+    reason: str = ""
+
+
+class _Loaded:
+    """What load_backends did; the lock keeps a second thread until all of it is done."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.backends: list[Backend] | None = None
+
+    def renew_lock(self) -> None:
+        """In a forked child: a thread that held it is not there."""
+        self.lock = threading.Lock()
+
+
+_loaded = _Loaded()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_loaded.renew_lock)
+
+
+def load_backends() -> list[Backend]:
+    """Loads the CPU module, the other modules of this installation and its plugins, once.
+
+    Returns:
+        What became of each plugin; one that cannot be used leaves the CPU, and says why.
 
     Raises:
         DeviceError: no CPU module runs here, or PHIGGML_CPU_VARIANT names an absent one.
     """
-    try:
-        _core.runtime.load_backends(
-            str(library_folder()), os.environ.get("PHIGGML_CPU_VARIANT", "")
-        )
-    finally:
-        forward_log()
+    with _loaded.lock:
+        if _loaded.backends is None:
+            try:
+                _core.runtime.load_backends(
+                    str(library_folder()), os.environ.get("PHIGGML_CPU_VARIANT", "")
+                )
+                _loaded.backends = [
+                    *map(_load_plugin, installed_plugins()),
+                    *map(_absent, absent_plugins()),
+                ]
+            finally:
+                forward_log()
+            for backend in _loaded.backends:
+                if backend.reason:
+                    logger.warning("backend %s: %s", backend.name, backend.reason)
+        return _loaded.backends
+
+
+def _load_plugin(plugin: Plugin) -> Backend:
+    if plugin.library is None:
+        return Backend(plugin.name, plugin.distribution, False, plugin.fault)
+    n_devices = len(_core.runtime.list_devices())
+    failure = _core.runtime.load_backend(str(plugin.library))
+    if failure:
+        return Backend(plugin.name, plugin.distribution, False, _explained(failure, plugin.library))
+    found = len(_core.runtime.list_devices()) > n_devices
+    reason = "" if found else "it is loaded, and finds no device."
+    return Backend(plugin.name, plugin.distribution, True, reason)
+
+
+def _absent(name: str) -> Backend:
+    reason = f"PHIGGML_BACKENDS names it, and it is not installed: pip install phiggml-{name}."
+    return Backend(name, "", False, reason)
+
+
+def _explained(failure: str, library: Path) -> str:
+    """The loader's words, and what to do where that is known."""
+    said = f"its module does not load: {failure.rpartition(f'{library}: ')[2]}"
+    remedies = [remedy for needed, remedy in _REMEDIES.items() if needed in said]
+    return " ".join([said, *remedies])
 
 
 def forward_log() -> None:

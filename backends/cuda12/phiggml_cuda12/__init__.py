@@ -1,0 +1,1 @@
+"""The CUDA 12 backend of phiggml, which finds it by its entry point."""

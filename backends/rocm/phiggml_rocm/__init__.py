@@ -1,0 +1,1 @@
+"""The ROCm backend of phiggml, which finds it by its entry point."""

@@ -1,0 +1,1 @@
+"""The RPC backend of phiggml, which finds it by its entry point."""

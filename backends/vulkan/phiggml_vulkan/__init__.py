@@ -1,0 +1,1 @@
+"""The Vulkan backend of phiggml, which finds it by its entry point."""
