@@ -12,11 +12,14 @@ if(UNIX AND NOT APPLE)
     set_target_properties(${module} PROPERTIES INSTALL_RPATH "${PHIGGML_PLUGIN_RUNPATH}")
 endif()
 
+list(TRANSFORM PHIGGML_PLUGIN_NEEDS REPLACE "(.+)" "\"\\1\"")
+list(JOIN PHIGGML_PLUGIN_NEEDS ", " needs)
 set(description ${PROJECT_BINARY_DIR}/plugin.json)
 file(GENERATE OUTPUT ${description} CONTENT "{
   \"name\": \"${PHIGGML_PLUGIN}\",
   \"build_id\": \"${PHIGGML_BUILD_ID}\",
-  \"library\": \"$<TARGET_FILE_NAME:${module}>\"
+  \"library\": \"$<TARGET_FILE_NAME:${module}>\",
+  \"needs\": [${needs}]
 }
 ")
 add_custom_target(phiggml-plugin DEPENDS ${module})

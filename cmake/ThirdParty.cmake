@@ -74,7 +74,19 @@ foreach(target ggml-base ggml llama ${PHIGGML_MODULES})
         set_target_properties(${target} PROPERTIES INSTALL_RPATH "$ORIGIN")
         target_link_options(${target} PRIVATE -Wl,-Bsymbolic)
     endif()
+    # GCC makes static variables of inline functions unique in the whole process, whatever library they are in: another
+    # package's llama.cpp would share ours.
+    target_compile_options(
+        ${target} PRIVATE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-fno-gnu-unique>)
 endforeach()
+
+# A module is asked for its entry points only. What else it exports could meet another package's module of that name.
+if(UNIX AND NOT APPLE)
+    foreach(module IN LISTS PHIGGML_MODULES)
+        target_link_options(${module} PRIVATE "LINKER:--version-script=${PROJECT_SOURCE_DIR}/cmake/module.map")
+        set_property(TARGET ${module} APPEND PROPERTY LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/module.map)
+    endforeach()
+endif()
 
 # GCC 12 drops most of the stores to AMX's tile configuration as dead, and every quantized product then faults
 # (docs/decisions.md, 2026-11-22).

@@ -39,7 +39,10 @@ void register_runtime(py::module_ & m) {
         py::arg("folder"), py::arg("cpu_variant"));
     sub.def(
         "load_backend",
-        [](const std::string & path) { return message_text(call_released([&] { return load_backend(path); })); },
+        [](const std::string & path) {
+            const LoadedBackend backend = call_released([&] { return load_backend(path); });
+            return py::make_tuple(backend.loaded, backend.n_devices, message_text(backend.complaint));
+        },
         py::arg("path"));
     sub.def("build_id", &build_id);
     sub.def("list_devices", [] { return call_released([] { return list_devices(); }); });

@@ -136,14 +136,39 @@ bool is_cpu_module(const std::filesystem::path & file) {
     return is_module(file, "libggml-cpu") || is_module(file, "ggml-cpu");
 }
 
+// How well a CPU module fits this machine, by its own word; 0 where it does not run here.
+int score_of(const std::filesystem::path & file) {
+    void * module = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (module == nullptr) {
+        return 0;
+    }
+    const auto score = reinterpret_cast<int (*)()>(dlsym(module, "ggml_backend_score"));
+    const int found = score == nullptr ? 1 : score();
+    dlclose(module);
+    return found;
+}
+
+// Upstream's own choice would also load whatever GGML_BACKEND_PATH names, for this ggml or another.
+void load_best_cpu(const std::filesystem::path & folder) {
+    std::filesystem::path best;
+    int best_score = 0;
+    for (const auto & file : modules_in(folder)) {
+        const int score = is_cpu_module(file) ? score_of(file) : 0;
+        if (score > best_score) {
+            best = file;
+            best_score = score;
+        }
+    }
+    if (best_score == 0 || ggml_backend_load(best.string().c_str()) == nullptr) {
+        throw Error(
+            ErrorKind::device,
+            "load: " + folder.string() + ": no CPU module there runs on this machine. Reinstall phiggml from source.");
+    }
+}
+
 void load_cpu(const std::filesystem::path & folder, const std::string & variant) {
     if (variant.empty()) {
-        ggml_backend_load_all_from_path(folder.string().c_str());
-        if (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) == nullptr) {
-            throw Error(ErrorKind::device,
-                        "load: " + folder.string() +
-                            ": no CPU module there runs on this machine. Reinstall phiggml from source.");
-        }
+        load_best_cpu(folder);
         return;
     }
     for (const auto & file : modules_in(folder)) {
@@ -160,9 +185,27 @@ void load_cpu(const std::filesystem::path & folder, const std::string & variant)
                                        folder.string() + ". Unset it to let the best one be chosen.");
 }
 
+// Another ggml that the whole process sees would be used by our libraries, in the place of their own.
+void check_own_ggml(const std::string & operation) {
+    Dl_info found{};
+    const void * first = dlsym(RTLD_DEFAULT, "ggml_log_set");
+    if (first == nullptr || dladdr(first, &found) == 0 || found.dli_fname == nullptr) {
+        return;
+    }
+    const std::string file = found.dli_fname;
+    if (file.find("phiggml-ggml-base") == std::string::npos) {
+        throw Error(
+            ErrorKind::device,
+            operation + ": " + file +
+                ": its ggml stands before phiggml's own in this process: it was loaded with RTLD_GLOBAL, or the "
+                "program links it. Load it with RTLD_LOCAL, which is the default.");
+    }
+}
+
 }  // namespace
 
 void capture_log() {
+    check_own_ggml("import");
     pthread_atfork(nullptr, nullptr, renew_ring);
     ggml_log_set(add_to_ring, nullptr);
     llama_log_set(add_to_ring, nullptr);
@@ -177,6 +220,10 @@ std::vector<LogRecord> take_log() {
 }
 
 LogMark::LogMark() : position_(log_ring().position()) {}
+
+bool LogMark::has_error() const {
+    return !log_ring().first_error_since(position_).empty();
+}
 
 std::string LogMark::first_error() const {
     std::string text = log_ring().first_error_since(position_);
@@ -200,6 +247,7 @@ void load_backends(const std::string & folder, const std::string & cpu_variant) 
     if (loaded) {
         return;
     }
+    check_own_ggml("load");
     // Upstream loads whatever lies in the current directory once it finds no backend registered: ours come first.
     load_cpu(folder, cpu_variant);
     for (const auto & file : modules_in(folder)) {
@@ -211,9 +259,11 @@ void load_backends(const std::string & folder, const std::string & cpu_variant) 
     loaded = true;
 }
 
-std::string load_backend(const std::string & path) {
+LoadedBackend load_backend(const std::string & path) {
     const LogMark mark;
-    return ggml_backend_load(path.c_str()) == nullptr ? mark.first_error() : "";
+    const ggml_backend_reg_t reg = ggml_backend_load(path.c_str());
+    const bool complains = reg == nullptr || mark.has_error();
+    return {reg != nullptr, reg == nullptr ? 0 : ggml_backend_reg_dev_count(reg), complains ? mark.first_error() : ""};
 }
 
 std::string build_id() {

@@ -1,6 +1,7 @@
 // What the process has: backends loaded by explicit path, their devices, and upstream's log.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -36,6 +37,7 @@ std::vector<LogRecord> take_log();
 class LogMark {
 public:
     LogMark();
+    bool has_error() const;
     std::string first_error() const;  // a sentence; what follows a first error mostly repeats it
 
     // Puts the lines since then into other words.
@@ -46,12 +48,17 @@ private:
 };
 
 // Loads the CPU module and every other backend module in `folder`, once; later calls do nothing. `cpu_variant`
-// names one CPU module ("haswell"), or is empty to let upstream choose. Nothing outside `folder` is
-// looked at, unless upstream's own GGML_BACKEND_PATH names a module.
+// names one CPU module ("haswell"), or is empty for the one that fits best. Nothing outside `folder` is looked at.
 void load_backends(const std::string & folder, const std::string & cpu_variant);
 
-// Loads a backend module by its path. Returns nothing when that worked, else upstream's reason.
-std::string load_backend(const std::string & path);
+struct LoadedBackend {
+    bool loaded;
+    std::size_t n_devices;
+    std::string complaint;  // upstream's first error while loading; nothing if there was none
+};
+
+// Loads a backend module by its path.
+LoadedBackend load_backend(const std::string & path);
 
 // What a backend module must have been built with to be loaded here.
 std::string build_id();

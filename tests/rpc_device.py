@@ -1,12 +1,17 @@
 """A CPU behind ggml's RPC backend, on the loopback interface: a device that is no CPU of its own.
 
-With a port as argument it serves there; connect() takes such a server's devices into this process.
+With a port as argument it serves there; served() starts that, connect() takes its devices.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 
 from phiggml.runtime import library_folder, load_backends
 
@@ -26,6 +31,32 @@ def _functions(reg_library: ctypes.CDLL) -> dict[str, int]:
 def _library() -> ctypes.CDLL:
     load_backends()
     return ctypes.CDLL(str(library_folder() / "libphiggml-ggml.so"))
+
+
+@contextlib.contextmanager
+def served() -> Iterator[int]:
+    """Starts a process that lends its CPU at a free port, and ends it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [sys.executable, __file__, str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        try:
+            _wait_for(server, port)
+            yield port
+        finally:
+            server.kill()
+
+
+def _wait_for(server: subprocess.Popen[bytes], port: int) -> None:
+    for _ in range(600):
+        assert server.poll() is None, "the server has ended"
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("no server after 60 s")
 
 
 def connect(port: int) -> None:

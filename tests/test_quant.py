@@ -282,8 +282,9 @@ def test_quantized_array_is_an_array() -> None:
     assert [row.shape for row in q] == [(64,)] * 4
     assert np.asarray(q).dtype == np.float32
     assert np.array_equal(np.asarray(q), q.dequantize())
-    with pytest.raises(ValueError, match="copy=False"):
-        np.array(q, copy=False)
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":  # before, copy=False was a wish
+        with pytest.raises(ValueError, match="copy=False"):
+            np.array(q, copy=False)
     with pytest.raises(ValueError, match="read-only"):
         q.data[0, 0] = 1
     with pytest.raises(TypeError):

@@ -81,21 +81,6 @@ def test_the_log_goes_to_logging(nano_f16: Path, caplog: pytest.LogCaptureFixtur
     assert any("phi3" in record.message for record in caplog.records)
 
 
-def test_nothing_is_loaded_from_the_current_folder(tmp_path: Path, nano_f16: Path) -> None:
-    # A library that upstream would search for there; loading it would fail loudly or run it.
-    (tmp_path / "libggml-blas.so").write_bytes(b"not a library")
-    code = f"""
-import os; os.chdir({str(tmp_path)!r})
-import logging; logging.basicConfig(level=logging.DEBUG)
-import phiggml as pg
-pg.Model({str(nano_f16)!r}).close()
-print(sorted(d.backend for d in pg.devices()))
-"""
-    result = run(code)
-    assert result.returncode == 0 and "BLAS" not in result.stdout
-    assert str(tmp_path) + "/libggml" not in result.stderr
-
-
 def test_an_absent_cpu_variant_raises() -> None:
     code = "import phiggml as pg\ntry:\n    pg.devices()\nexcept pg.DeviceError as e:\n    print(e)"
     result = run(code, PHIGGML_CPU_VARIANT="none-such")

@@ -30,12 +30,14 @@ class Plugin:
         distribution: name and version of what brought it.
         library: its module; None where that cannot be used.
         fault: why not, and what to do, in sentences.
+        needs: NVIDIA's libraries that the module is linked to, by cuda-pathfinder's names.
     """
 
     name: str
     distribution: str
     library: Path | None
     fault: str = ""
+    needs: tuple[str, ...] = ()
 
 
 def _wanted() -> frozenset[str] | None:
@@ -79,17 +81,18 @@ def _distribution(point: EntryPoint) -> str:
 def _plugin(point: EntryPoint) -> Plugin:
     distribution = _distribution(point)
     try:
-        library = _library(point.value)
+        library, needs = _library(point.value)
     except _FaultError as error:
         return Plugin(point.name, distribution, None, str(error))
-    return Plugin(point.name, distribution, library)
+    return Plugin(point.name, distribution, library, needs=needs)
 
 
 class _FaultError(Exception):
     """Why a plugin cannot be used."""
 
 
-def _library(package: str) -> Path:
+def _library(package: str) -> tuple[Path, tuple[str, ...]]:
+    """A plugin's module, and what that needs."""
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
         raise _FaultError(f"its package {package!r} is not there. Install it again.")
@@ -98,7 +101,8 @@ def _library(package: str) -> Path:
         with (folder / _DESCRIPTION).open("rb") as file:
             description = json.loads(file.read(_MOST_BYTES))
         build_id, name = str(description["build_id"]), str(description["library"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        needs = tuple(str(library) for library in description.get("needs", []))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise _FaultError(f"{folder / _DESCRIPTION} cannot be read. Install it again.") from error
     if build_id != _core.runtime.build_id():
         raise _FaultError(
@@ -107,4 +111,4 @@ def _library(package: str) -> Path:
         )
     if Path(name).name != name or not (folder / name).is_file():
         raise _FaultError(f"its module {name!r} is not in {folder}. Install it again.")
-    return folder / name
+    return folder / name, needs

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +19,25 @@ __all__ = ["Device", "devices"]
 logger = logging.getLogger("phiggml")
 logger.addHandler(logging.NullHandler())
 
-_REMEDIES = {
-    "libcuda.so": "There is no NVIDIA driver here: install one to use the GPU.",
-    "libcudart.so": "Install the wheel nvidia-cuda-runtime.",
-    "libcublas.so": "Install the wheel nvidia-cublas.",
-    "libvulkan.so": "Install the Vulkan loader (Debian: libvulkan1).",
+# What the system's loader or a driver says -> what that means, and what to do.
+_NO_DRIVER = "There is no NVIDIA driver here: install one to use the GPU."
+_SENTENCES = {
+    "libcuda.so": _NO_DRIVER,
+    "libcudart.so.12": "CUDA's runtime is not here: pip install nvidia-cuda-runtime-cu12.",
+    "libcudart.so": "CUDA's runtime is not here: pip install nvidia-cuda-runtime.",
+    "libcublas.so.12": "cuBLAS is not here: pip install nvidia-cublas-cu12.",
+    "libcublas.so": "cuBLAS is not here: pip install nvidia-cublas.",
+    "libcublasLt.so.12": "cuBLAS is not whole here: pip install nvidia-cublas-cu12.",
+    "libcublasLt.so": "cuBLAS is not whole here: pip install nvidia-cublas.",
+    "driver version is insufficient": "The NVIDIA driver is too old for this plugin: update it.",
+    "no CUDA-capable device": "The NVIDIA driver finds no GPU here.",
+    "libvulkan.so": "There is no Vulkan loader here: install one (Debian: libvulkan1).",
     "libamdhip64.so": "There is no ROCm runtime here: install one to use the GPU.",
     "libsycl.so": "There is no oneAPI runtime here: install one to use the GPU.",
 }
+
+_DRIVER = "cuda"
+"""cuda-pathfinder's name of it."""
 
 MOST_THREADS = 512
 """ggml's own ceiling (GGML_MAX_N_THREADS)."""
@@ -145,13 +158,37 @@ def load_backends() -> list[Backend]:
 def _load_plugin(plugin: Plugin) -> Backend:
     if plugin.library is None:
         return Backend(plugin.name, plugin.distribution, False, plugin.fault)
-    n_devices = len(_core.runtime.list_devices())
-    failure = _core.runtime.load_backend(str(plugin.library))
-    if failure:
-        return Backend(plugin.name, plugin.distribution, False, _explained(failure, plugin.library))
-    found = len(_core.runtime.list_devices()) > n_devices
-    reason = "" if found else "it is loaded, and finds no device."
-    return Backend(plugin.name, plugin.distribution, True, reason)
+    missing = _preload(plugin.needs)
+    is_loaded, n_devices, complaint = _core.runtime.load_backend(str(plugin.library))
+    reason = ""
+    if not is_loaded:
+        said = complaint.rpartition(f"{plugin.library}: ")[2]
+        reason = _explained(said, "its module does not load")
+        if missing == _DRIVER:
+            reason = _NO_DRIVER  # the loader may name another, which nobody looked for without one
+    elif n_devices == 0:
+        reason = _explained(complaint, "it is loaded, and finds no device")
+    return Backend(plugin.name, plugin.distribution, is_loaded, reason)
+
+
+def _preload(needs: Sequence[str]) -> str:
+    """Loads NVIDIA's libraries from wherever they are installed: wheels, conda or a toolkit.
+
+    The module itself looks only beside its own package; it does where cuda-pathfinder is absent.
+
+    Returns:
+        The first that is not found.
+    """
+    name = ""
+    try:
+        for name in needs:
+            importlib.import_module("cuda.pathfinder").load_nvidia_dynamic_lib(name)
+    except ImportError:
+        return ""
+    except (RuntimeError, OSError) as failure:
+        logger.debug("preload: %s", failure)
+        return name
+    return ""
 
 
 def _absent(name: str) -> Backend:
@@ -159,11 +196,12 @@ def _absent(name: str) -> Backend:
     return Backend(name, "", False, reason)
 
 
-def _explained(failure: str, library: Path) -> str:
-    """The loader's words, and what to do where that is known."""
-    said = f"its module does not load: {failure.rpartition(f'{library}: ')[2]}"
-    remedies = [remedy for needed, remedy in _REMEDIES.items() if needed in said]
-    return " ".join([said, *remedies])
+def _explained(said: str, rule: str) -> str:
+    """A sentence of ours where it is known what the words mean, else the rule and the words."""
+    for words, sentence in _SENTENCES.items():
+        if words in said:
+            return sentence
+    return f"{rule}: {said}" if said else f"{rule}."
 
 
 def forward_log() -> None:
