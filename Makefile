@@ -1,23 +1,30 @@
-# One command each: demo, test, lint, bench. Everything is made in .venv; nothing outside the checkout is touched.
+# One command each: demo, test, lint, bench. Everything is made in .venv and build; nothing outside the checkout is touched.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := $(wildcard examples/phi3-nano/* csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.c cmake/* third_party/*.json) CMakeLists.txt pyproject.toml
 
+# What pyproject.toml requires for a build, and the CMake that pip would bring: all builds here use the same.
+BUILD_REQUIREMENTS := "scikit-build-core>=1.1,<2" "pybind11>=3.1,<4" "cmake>=3.25" "ninja>=1.10"
+
 # git's own patterns: a star stands for folders, too.
 FORMATTED = $$(git ls-files 'csrc/*.[ch]' 'csrc/*.cpp' 'fuzz/*.cpp' 'tests/*.cpp' 'examples/*.cpp')
 
 .PHONY: demo test test-slow check-kernels lint format bench fuzz fuzz-parser fuzz-python stock reference nano clean
+.PHONY: sdist wheel installed test-installed test-installed-slow plugins test-plugins
+
+QUICK := not slow and not plugins
+SLOW := slow and not plugins
 
 demo: $(INSTALLED)
 	$(BIN)/phiggml demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2
+	$(BIN)/python -m pytest -m "$(QUICK)" --numprocesses 2
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow --numprocesses 2
+	$(BIN)/python -m pytest -m "$(SLOW)" --numprocesses 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -30,6 +37,53 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
+
+# What a stranger gets. The source distribution carries the third-party tree: a wheel is made from it without an index.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+SDIST := dist/phiggml-$(VERSION).tar.gz
+WHEELS := build/wheels
+PIP_WHEEL := PIP_NO_INDEX=1 $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEELS)
+
+sdist: $(INSTALLED)
+	rm -f dist/phiggml-*.tar.gz
+	$(BIN)/python -m build --sdist --outdir dist .
+
+# The base wheel with all CPU variants, repaired, in dist.
+wheel: sdist
+	tools/build_wheel.sh $(SDIST)
+
+# A wheel with the one CPU module that fits here, in a new environment: the tests run against what was installed.
+installed: sdist
+	rm -rf build/sdist build/installed $(WHEELS)/phiggml-*
+	mkdir -p build/sdist
+	tar -xzf $(SDIST) -C build/sdist
+	$(PIP_WHEEL) build/sdist/phiggml-$(VERSION)
+	$(call environment,build/installed,)
+
+# A new environment with the wheel, what the tests need, and further wheels.
+define environment
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(WHEELS)/phiggml-$(VERSION)-*.whl)[test]" $(2)
+	$(1)/bin/python -c "import pathlib, sys, phiggml; assert pathlib.Path(phiggml.__file__).is_relative_to(sys.prefix)"
+endef
+
+test-installed:
+	build/installed/bin/python -m pytest -m "$(QUICK)" --numprocesses 2
+
+test-installed-slow:
+	build/installed/bin/python -m pytest -m "$(SLOW)" --numprocesses 2
+
+# The two backends that run without a GPU: Vulkan on Mesa's lavapipe, and RPC on the loopback interface.
+plugins: $(INSTALLED)
+	rm -rf $(WHEELS)/phiggml_*
+	$(PIP_WHEEL) backends/rpc
+	$(PIP_WHEEL) backends/vulkan
+
+test-plugins:
+	rm -rf build/plugins
+	$(call environment,build/plugins,$(WHEELS)/phiggml_*.whl)
+	build/plugins/bin/python -m pytest -m plugins tests/test_offload.py
+	PHIGGML_TEST_DEVICE=RPC build/plugins/bin/python -m pytest -m plugins tests/test_device.py
 
 # Quick figures of this machine; benchmarks/README.md says what each script measures.
 bench: $(INSTALLED)
@@ -102,7 +156,8 @@ $(VENV)/bin/python:
 
 $(INSTALLED): $(VENV)/bin/python $(SOURCES)
 	@echo "Building phiggml; the first time llama.cpp is compiled too, which takes some minutes."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(BUILD_REQUIREMENTS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test,lint]"
 	touch $@
 
 clean:

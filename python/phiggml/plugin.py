@@ -6,10 +6,13 @@ import importlib.util
 import json
 import os
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from phiggml import _core
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint, EntryPoints
 
 __all__ = ["GROUP", "Plugin", "absent_plugins", "installed_plugins"]
 
@@ -40,6 +43,12 @@ class Plugin:
     needs: tuple[str, ...] = ()
 
 
+def _points() -> EntryPoints:
+    from importlib.metadata import entry_points  # which takes longer than the rest of an import
+
+    return entry_points(group=GROUP)
+
+
 def _wanted() -> frozenset[str] | None:
     """The names in PHIGGML_BACKENDS; None where all are wanted."""
     choice = os.environ.get(_CHOICE)
@@ -59,7 +68,7 @@ def installed_plugins() -> list[Plugin]:
         Looks through the metadata of all installed distributions.
     """
     wanted = _wanted()
-    found = {point.name: point for point in entry_points(group=GROUP)}
+    found = {point.name: point for point in _points()}
     return [
         _plugin(point)
         if wanted is None or name in wanted
@@ -70,7 +79,7 @@ def installed_plugins() -> list[Plugin]:
 
 def absent_plugins() -> list[str]:
     """Names in PHIGGML_BACKENDS that are not installed."""
-    installed = {point.name for point in entry_points(group=GROUP)}
+    installed = {point.name for point in _points()}
     return sorted((_wanted() or frozenset()) - installed)
 
 
