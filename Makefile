@@ -82,7 +82,7 @@ plugins: $(INSTALLED)
 test-plugins:
 	rm -rf build/plugins
 	$(call environment,build/plugins,$(WHEELS)/phiggml_*.whl)
-	build/plugins/bin/python -m pytest -m plugins tests/test_offload.py
+	build/plugins/bin/python -m pytest -m plugins tests/test_offload.py tests/test_doctor.py
 	PHIGGML_TEST_DEVICE=RPC build/plugins/bin/python -m pytest -m plugins tests/test_device.py
 
 # Quick figures of this machine; benchmarks/README.md says what each script measures.

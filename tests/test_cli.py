@@ -9,15 +9,14 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import gguf
-import numpy as np
 import pytest
 
 import phiggml as pg
 from command_line import GREEDY, NANO, Out, Terminal, complaint, phiggml, without_template
-from phiggml import _core, cli_demo, cli_doctor, cli_terminal
+from phiggml import cli_demo, cli_terminal
 
 # convert and quantize -----------------------------------------------------------------------------
 
@@ -266,7 +265,7 @@ def test_a_full_chat_fails_in_a_pipe(
     assert "n_ctx = 32" in complaint(capsys)
 
 
-# devices, doctor, demo ----------------------------------------------------------------------------
+# devices, demo ------------------------------------------------------------------------------------
 
 
 def test_devices(capsys: Out) -> None:
@@ -277,41 +276,6 @@ def test_devices(capsys: Out) -> None:
     heading, *rows = capsys.readouterr().out.splitlines()
     assert heading.split() == ["name", "kind", "backend", "free", "memory", "description"]
     assert len(rows) == len(listed)
-
-
-def test_doctor_finds_this_installation_well(capsys: Out) -> None:
-    code = phiggml("doctor")
-    text = capsys.readouterr().out
-    for check in ("backends", "arrays", "demo model"):
-        assert re.search(rf"^{check} +ok: ", text, re.MULTILINE), text
-    assert code == (1 if "failed:" in text else 0)
-    assert np.__version__ in text
-
-
-def test_doctor_reports_for_machines(capsys: Out) -> None:
-    code = phiggml("doctor", "--json")
-    report = json.loads(capsys.readouterr().out)
-    checks = {check["check"]: check for check in report["checks"]}
-    assert {"backends", "processor", "arrays", "demo model"} <= checks.keys()
-    assert code == (0 if all(check["ok"] for check in report["checks"]) else 1)
-    assert [device["name"] for device in report["devices"]] == [d.name for d in pg.devices()]
-    facts = {fact["label"]: fact["value"] for fact in report["facts"]}
-    assert _core.runtime.build_id() in facts["phiggml"]
-    assert Path(_core.runtime.cpu_module()).parent == Path(facts["libraries"])
-
-
-def test_doctor_says_what_fails(capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(_x: object, _type: object) -> NoReturn:
-        raise pg.DeviceError("quantize: the cat sat on it.")
-
-    monkeypatch.setattr(pg, "quantize", lost)
-    monkeypatch.setattr(cli_doctor, "_processor_flags", lambda: frozenset({"amx_int8"}))
-    monkeypatch.setattr("phiggml._core.runtime.cpu_features", lambda: [("AMX_INT8", "0")])
-    assert phiggml("doctor") == 1
-    text = capsys.readouterr().out
-    assert re.search(r"^arrays +failed: quantize: the cat sat on it\.\n +Reinstall", text, re.M)
-    assert re.search(r"^processor +failed: the CPU has AMX_INT8, which", text, re.M)
-    assert re.search(r"^demo model +ok: ", text, re.M)
 
 
 def test_demo(tmp_path: Path, capsys: Out) -> None:

@@ -336,7 +336,7 @@ def _choose_devices(names: Sequence[str] | None) -> list[Device]:
         if name not in by_name:
             raise DeviceError(
                 f"load: there is no device {name!r}. Present: {', '.join(by_name)}. "
-                "Build phiggml with its backend, or leave it out."
+                "Install its backend, or leave it out."
             )
     # The CPU's own device computes whatever the others do not; it is not offloaded to.
     return [by_name[name] for name in names if name != "CPU"]

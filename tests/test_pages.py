@@ -1,0 +1,148 @@
+"""The pages of docs: sentences are those that the source says, lines work, links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import phiggml as pg
+import said_sentences as said
+from phiggml import runtime
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "python" / "phiggml"
+TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+INSTALL = (ROOT / "docs" / "install.md").read_text("utf-8")
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+
+# troubleshooting ----------------------------------------------------------------------------------
+
+
+def quotes() -> list[str]:
+    lines = (line[2:] for line in TROUBLE.splitlines() if line.startswith("> "))
+    found = [line.strip() for line in lines if line.strip()]
+    assert len(found) > 30
+    return found
+
+
+def sources() -> list[str]:
+    texts: list[str] = []
+    for name in ("plugin", "runtime", "model", "cli_doctor", "cli_self_test"):
+        texts += said.of_python(PACKAGE / f"{name}.py")
+    for name in ("runtime", "model", "session", "kernel_set"):
+        file = ROOT / "csrc" / f"{name}.cpp"
+        texts += [*said.of_cpp(file.read_text("utf-8")), *said.of_cpp_errors(file, "device")]
+    return texts
+
+
+def must_be_told() -> Iterator[str]:
+    """What somebody who looks for help will have read."""
+    yield from runtime._SENTENCES.values()
+    errors = frozenset({"_FaultError", "CheckError", "DeviceError"})
+    for name in ("plugin", "runtime", "model", "cli_doctor", "cli_self_test"):
+        yield from said.of_calls(PACKAGE / f"{name}.py", errors)
+    for name in ("runtime", "kernel_set"):
+        yield from said.of_cpp_errors(ROOT / "csrc" / f"{name}.cpp", "device")
+
+
+def test_every_quoted_sentence_is_said() -> None:
+    texts = sources()
+    strangers = [
+        quote
+        for quote in quotes()
+        # A rule whose reason is the system's own words ends with a colon and an ellipsis.
+        if not any(said.says(text, quote) or quote == f"{text}: {said.ANY}" for text in texts)
+    ]
+    assert strangers == []
+
+
+def test_every_sentence_of_doctor_is_told() -> None:
+    told = quotes()
+    sentences = set(must_be_told())
+    assert len(sentences) > 20
+    untold = [text for text in sentences if not any(said.says(text, quote) for quote in told)]
+    assert untold == []
+
+
+def test_the_comparison_can_fail() -> None:
+    """One word more or less is another sentence; a value stands for anything."""
+    assert said.says("it has … of the …. Do it.", "it has … of the cats. Do it.")
+    assert not said.says("it has … of the …. Do it.", "it has … of the cats. Do it again.")
+    assert not said.says("…: …", "anything: at all")
+    [text] = said.of_cpp('"a \\"b\\" " +\n  f(x) + ": c "\n  "d."')
+    assert text == 'a "b" …: c d.'
+
+
+# install ------------------------------------------------------------------------------------------
+
+
+def test_every_switch_of_the_install_page_is_known() -> None:
+    declared = r"^\s*(?:option|set) *\((\w+)"
+    files = [ROOT / "third_party" / "llama.cpp" / "ggml" / "CMakeLists.txt"]
+    files += sorted((ROOT / "cmake").glob("*.cmake"))
+    names = {
+        name
+        for file in files
+        for name in re.findall(declared, file.read_text("utf-8"), re.MULTILINE)
+    }
+    # Features of the CPU are set by name in a loop; targets of HIP are read where it is built.
+    features = re.search(
+        r"set\(features ([^)]*)\)", (ROOT / "cmake/HostFeatures.cmake").read_text()
+    )
+    assert features is not None
+    names |= {f"GGML_{feature}" for feature in features[1].split()} | {"GPU_TARGETS"}
+    used = set(re.findall(r"(?:cmake\.define\.|-D)((?:GGML|PHIGGML|GPU)_\w+)", INSTALL))
+    assert used and used <= names
+
+
+def test_every_preset_and_extra_is_on_the_install_page() -> None:
+    presets = json.loads((ROOT / "CMakePresets.json").read_text("utf-8"))["configurePresets"]
+    assert set(re.findall(r"--preset (\S+?)[`\s]", INSTALL)) >= {p["name"] for p in presets}
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    section = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^(\w+) = ", section, re.MULTILINE)) - {"test", "lint"}
+    assert extras <= set(re.findall(r"`(?:phiggml)?\[?(\w+)\]?`", INSTALL))
+
+
+# all pages ----------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        found = (page.parent / file).resolve() if file else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+@pytest.mark.slow
+def test_the_embedding_page_runs(
+    nano_f16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its Python, one block after the other."""
+    (tmp_path / "phi3.gguf").symlink_to(nano_f16)
+    (tmp_path / "Phi-3-mini-4k-instruct").symlink_to(ROOT / "examples" / "phi3-nano")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "embedding.md").read_text("utf-8")
+    names: dict[str, Any] = {"__name__": "embedding_page"}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 6
+    for block in blocks:
+        exec(block, names)
+    for value in names.values():
+        if isinstance(value, (pg.Model, pg.Session)):
+            value.close()
