@@ -356,7 +356,7 @@ def _layers_to_offload(n_gpu_layers: int | str, chosen: Sequence[Device], file: 
         )
     if n_gpu_layers != 0 and not chosen:
         raise DeviceError(
-            "load: n_gpu_layers asks for a GPU and there is none. Build phiggml with a GPU's "
+            "load: n_gpu_layers asks for a GPU and there is none. Install a GPU's "
             'backend, or pass n_gpu_layers="auto".'
         )
     return min(n_gpu_layers, 1 << 30)
