@@ -16,6 +16,7 @@
 #include "progress.h"
 #include "quant_type.h"
 #include "shutdown.h"
+#include "wait.h"
 
 namespace phiggml {
 
@@ -290,7 +291,7 @@ void Pipeline::Running::work() {
     Scratch scratch;
     Lock lock(mutex_);
     while (true) {
-        room_.wait(lock, [&] { return progress_.cancelled || all_begun() || has_room(); });
+        wait_until_true(room_, lock, [&] { return progress_.cancelled || all_begun() || has_room(); });
         if (progress_.cancelled || all_begun()) {
             return;
         }
@@ -407,7 +408,7 @@ std::optional<PipelineChunk> Pipeline::Running::next() {
     if (n_threads_ == 0 && !over()) {
         begin_next(lock, own_scratch_);
     }
-    ready_.wait(lock, [&] { return over() || turn().there; });
+    wait_until_true(ready_, lock, [&] { return over() || turn().there; });
     if (over()) {
         return std::nullopt;
     }

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "shutdown.h"
+#include "wait.h"
 
 namespace phiggml {
 
@@ -68,7 +69,7 @@ private:
     void serve() {
         std::unique_lock<std::mutex> lock(mutex_);
         while (true) {
-            posted_.wait(lock, [&] { return !jobs_.empty(); });
+            wait_until_true(posted_, lock, [&] { return !jobs_.empty(); });
             Job & job = *jobs_.front();
             if (--job.wanted == 0) {
                 jobs_.pop_front();

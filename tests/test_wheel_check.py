@@ -62,7 +62,10 @@ def elf(
 def good_files() -> Files:
     """What a wheel holds: every file short, but of the right kind."""
     files = dict.fromkeys(check_wheel.EMBEDDING, b"/* */")
-    files |= {f"phiggml/{name}": b"" for name in ("__init__.py", "py.typed", "_core/__init__.pyi")}
+    files |= {
+        f"phiggml/{name}": b""
+        for name in ("__init__.py", "cli_self_test.py", "py.typed", "_core/__init__.pyi")
+    }
     for name, needs in (("ggml-base", ()), ("ggml", ("ggml-base",)), ("llama", ("ggml",))):
         file = f"libphiggml-{name}.so"
         needed = [f"libphiggml-{other}.so" for other in needs]
