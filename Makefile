@@ -12,7 +12,7 @@ BUILD_REQUIREMENTS := "scikit-build-core>=1.1,<2" "pybind11>=3.1,<4" "cmake>=3.2
 FORMATTED = $$(git ls-files 'csrc/*.[ch]' 'csrc/*.cpp' 'fuzz/*.cpp' 'tests/*.cpp' 'examples/*.cpp')
 
 .PHONY: demo test test-slow check-kernels lint format bench fuzz fuzz-parser fuzz-python stock reference nano clean
-.PHONY: sdist wheel installed test-installed test-installed-slow plugins test-plugins
+.PHONY: sdist wheel installed test-installed test-installed-slow plugins test-plugins check-install
 
 QUICK := not slow and not plugins
 SLOW := slow and not plugins
@@ -84,6 +84,10 @@ test-plugins:
 	$(call environment,build/plugins,$(WHEELS)/phiggml_*.whl)
 	build/plugins/bin/python -m pytest -m plugins tests/test_offload.py tests/test_doctor.py
 	PHIGGML_TEST_DEVICE=RPC build/plugins/bin/python -m pytest -m plugins tests/test_device.py
+
+# What a user without a compiler and without an index does with those wheels.
+check-install:
+	PYTHON=$(PYTHON) WHEELS=$(WHEELS) tools/check_install.sh vulkan
 
 # Quick figures of this machine; benchmarks/README.md says what each script measures.
 bench: $(INSTALLED)

@@ -90,6 +90,7 @@ def test_a_module_for_another_processor_is_a_fault(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_best_of_many_modules_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHIGGML_CPU_VARIANT", "")
     finding = processor(monkeypatch, "avx2 sve", "AVX2", 14)
     assert finding.ok
     assert "the best of 14 for this CPU: AVX2; not in use: SVE" in finding.detail
@@ -124,7 +125,7 @@ def test_it_says_what_became_of_each_plugin(tmp_path: Path) -> None:
     expected = {
         "broken": (False, "phiggml-broken 0.1.0: its module does not load: "),
         "stale": (False, "phiggml-stale 0.1.0: it was built for another phiggml (build 0123456"),
-        "none-such": (False, "PHIGGML_BACKENDS names it, and it is not installed: pip install "),
+        "none-such": (False, "PHIGGML_BACKENDS names it, and it is not installed: backends "),
         "unwanted": (True, "phiggml-unwanted 0.1.0: PHIGGML_BACKENDS leaves it out."),
     }
     for name, (ok, words) in expected.items():
@@ -147,6 +148,7 @@ def test_it_says_which_module_of_a_build_does_not_load(tmp_path: Path) -> None:
     for file in Path(_core.runtime.cpu_module()).parent.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "libggml-broken.so").write_bytes(b"no library" * 100)
+    (tmp_path / "libnowhere.so").symlink_to("nowhere")
     done = subprocess.run(
         [sys.executable, "-c", BUILT_IN, tmp_path], capture_output=True, text=True, timeout=120
     )
@@ -166,6 +168,12 @@ def test_a_terminal_of_80_columns_is_enough(monkeypatch: pytest.MonkeyPatch) -> 
     # A path is not broken: it is there to be copied.
     assert all(len(line) <= 80 or "/" in line for line in lines), lines
     assert all(line[12] == " " and line[13] != " " for line in lines), lines
+
+
+def test_a_cpu_variant_that_is_no_text_is_a_finding() -> None:
+    code, document = report(PHIGGML_CPU_VARIANT="\udcff")
+    assert code == 1
+    assert "PHIGGML_CPU_VARIANT=\\udcff: no such CPU" in found(document)["backends"]["detail"]
 
 
 # devices ------------------------------------------------------------------------------------------

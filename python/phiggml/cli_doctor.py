@@ -257,7 +257,8 @@ def _facts() -> Iterator[tuple[str, str]]:
             yield "environment", f"{name}={os.environ[name]}"
     yield "libraries", str(library_folder())
     for file in sorted(library_folder().glob("*")):
-        yield "library", f"{file.name}, {size(file.stat().st_size)}"
+        with contextlib.suppress(OSError):  # a link to nowhere
+            yield "library", f"{file.name}, {size(file.stat().st_size)}"
     for device in _devices_found():
         free, memory = _memory(device)
         said = [f"{device.name} ({device.kind}): {one_line(device.description)}"]
@@ -300,7 +301,7 @@ def _chosen_module() -> str:
     if not chosen:
         return ""
     n_modules = len(_cpu_modules())
-    if "PHIGGML_CPU_VARIANT" in os.environ:
+    if os.environ.get("PHIGGML_CPU_VARIANT"):
         why = "named by PHIGGML_CPU_VARIANT"
     elif n_modules == 1:
         why = "the only one that was built"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,16 +14,24 @@ from typing import TYPE_CHECKING
 from phiggml import _core
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint, EntryPoints
+    from importlib.metadata import EntryPoint
 
 __all__ = ["GROUP", "Plugin", "absent_plugins", "installed_plugins"]
+
+logger = logging.getLogger("phiggml")
 
 GROUP = "phiggml.backends"
 """The entry points by which a distribution says that it holds a backend: NAME = PACKAGE."""
 
 _DESCRIPTION = "plugin.json"
 _MOST_BYTES = 1 << 16
+_MOST_ID = 64
 _CHOICE = "PHIGGML_BACKENDS"
+# What comes of reading metadata that is damaged.
+_DAMAGE = (AttributeError, LookupError, OSError, TypeError, ValueError)
+# e_phoff, e_phentsize and e_phnum; p_offset and p_filesz.
+_ELF_HEADER = struct.Struct("<32sQ14xHH4x")
+_ELF_SEGMENT = struct.Struct("<8xQ16xQ16x")
 
 
 @dataclass(frozen=True)
@@ -43,19 +53,30 @@ class Plugin:
     needs: tuple[str, ...] = ()
 
 
-def _points() -> EntryPoints:
-    from importlib.metadata import entry_points  # which takes longer than the rest of an import
+def _points() -> list[EntryPoint]:
+    """All entry points of the group, in the order in which Python would import their packages."""
+    from importlib import metadata  # which takes longer than the rest of an import
 
-    return entry_points(group=GROUP)
+    try:
+        return list(metadata.entry_points(group=GROUP))
+    except _DAMAGE:  # of some distribution here, which need not be a plugin
+        points: dict[tuple[str, str], EntryPoint] = {}
+        for distribution in metadata.distributions():
+            try:
+                for point in distribution.entry_points.select(group=GROUP):
+                    points.setdefault((point.name, point.value), point)
+            except _DAMAGE as failure:
+                place = distribution.locate_file("")
+                logger.warning("the entry points of a package in %s: %s", place, failure)
+        return list(points.values())
 
 
-def _wanted() -> frozenset[str] | None:
-    """The names in PHIGGML_BACKENDS; None where all are wanted."""
+def _named() -> frozenset[str] | None:
+    """The names in PHIGGML_BACKENDS; None where it is not set."""
     choice = os.environ.get(_CHOICE)
     if choice is None:
         return None
-    names = frozenset(name.strip() for name in choice.split(","))
-    return names - {"", "none"}
+    return frozenset(name.strip().casefold() for name in choice.split(",")) - {"", "none"}
 
 
 def installed_plugins() -> list[Plugin]:
@@ -67,28 +88,37 @@ def installed_plugins() -> list[Plugin]:
     Cost:
         Looks through the metadata of all installed distributions.
     """
-    wanted = _wanted()
-    found = {point.name: point for point in _points()}
-    return [
-        _plugin(point)
-        if wanted is None or name in wanted
-        else Plugin(name, _distribution(point), None, f"{_CHOICE} leaves it out.")
-        for name, point in sorted(found.items())
-    ]
+    named = _named()
+    plugins: dict[str, list[Plugin]] = {}
+    for point in _points():
+        others = plugins.setdefault(point.name, [])
+        distribution = _distribution(point)
+        if named is not None and not named & {point.name.casefold(), "all"}:
+            plugin = Plugin(point.name, distribution, None, f"{_CHOICE} leaves it out.")
+        elif others:
+            fault = f"{others[0].distribution} has a backend of this name, too. Uninstall one."
+            plugin = Plugin(point.name, distribution, None, fault)
+        else:
+            plugin = _plugin(point, distribution)
+        others.append(plugin)
+    return [plugin for name in sorted(plugins) for plugin in plugins[name]]
 
 
 def absent_plugins() -> list[str]:
     """Names in PHIGGML_BACKENDS that are not installed."""
-    installed = {point.name for point in _points()}
-    return sorted((_wanted() or frozenset()) - installed)
+    installed = {point.name.casefold() for point in _points()}
+    return sorted((_named() or frozenset()) - installed - {"all"})
 
 
 def _distribution(point: EntryPoint) -> str:
-    return "" if point.dist is None else f"{point.dist.name} {point.dist.version}"
+    try:
+        name, version = (point.dist.name, point.dist.version) if point.dist else ("", "")
+    except _DAMAGE:
+        return ""
+    return f"{name} {version}" if name and version else name or ""
 
 
-def _plugin(point: EntryPoint) -> Plugin:
-    distribution = _distribution(point)
+def _plugin(point: EntryPoint, distribution: str) -> Plugin:
     try:
         library, needs = _library(point.value)
     except _FaultError as error:
@@ -102,22 +132,77 @@ class _FaultError(Exception):
 
 def _library(package: str) -> tuple[Path, tuple[str, ...]]:
     """A plugin's module, and what that needs."""
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or spec.origin is None:
-        raise _FaultError(f"its package {package!r} is not there. Install it again.")
-    folder = Path(spec.origin).parent
-    try:
-        with (folder / _DESCRIPTION).open("rb") as file:
-            description = json.loads(file.read(_MOST_BYTES))
-        build_id, name = str(description["build_id"]), str(description["library"])
-        needs = tuple(str(library) for library in description.get("needs", []))
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise _FaultError(f"{folder / _DESCRIPTION} cannot be read. Install it again.") from error
+    folder = _folder(package)
+    build_id, name, needs = _described(folder / _DESCRIPTION)
     if build_id != _core.runtime.build_id():
         raise _FaultError(
             f"it was built for another phiggml (build {build_id}, not "
             f"{_core.runtime.build_id()}). Install both in the same version."
         )
-    if Path(name).name != name or not (folder / name).is_file():
-        raise _FaultError(f"its module {name!r} is not in {folder}. Install it again.")
+    try:
+        is_there = Path(name).name == name and (folder / name).is_file()
+        is_whole = is_there and _is_whole(folder / name)
+    except (OSError, ValueError):  # a name that is too long, a file that may not be read
+        is_there = is_whole = False
+    if not is_there:
+        raise _FaultError(f"its module {name!r:.80} is not in {folder}. Install it again.")
+    if not is_whole:
+        raise _FaultError(f"its module {name!r:.80} is cut off. Install it again.")
     return folder / name, needs
+
+
+def _folder(package: str) -> Path:
+    """A package's folder; what is not one of its own, such as `sys`, is no plugin's."""
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except (ImportError, AttributeError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not spec.submodule_search_locations:
+        raise _FaultError(f"its package {package!r:.80} is not there. Install it again.")
+    folder = Path(spec.origin).parent
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise _FaultError(f"{str(folder)!r}: this path is not UTF-8. Move it.") from error
+    return folder
+
+
+def _described(file: Path) -> tuple[str, str, tuple[str, ...]]:
+    """What plugin.json says: build id, library and needs."""
+    try:
+        with file.open("rb") as stream:
+            description = json.loads(stream.read(_MOST_BYTES))
+        build_id, name = str(description["build_id"]), str(description["library"])
+        needs = description.get("needs", [])
+        if not isinstance(needs, list) or not all(_is_word(library) for library in needs):
+            raise TypeError("needs is no list of names")
+        if not build_id.isprintable() or len(build_id) > _MOST_ID:
+            raise ValueError("build_id is none")
+    except (*_DAMAGE, RecursionError) as error:
+        raise _FaultError(f"{file} cannot be read. Install it again.") from error
+    return build_id, name, tuple(needs)
+
+
+def _is_word(library: object) -> bool:
+    return isinstance(library, str) and library.isidentifier()
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether all segments of a 64-bit ELF file are in it.
+
+    The system's loader maps what is missing, and the process dies of SIGBUS when it looks there.
+
+    Source:
+        System V ABI, "ELF Header" and "Program Header" (little-endian).
+    """
+    with library.open("rb") as file:
+        header = file.read(_ELF_HEADER.size)
+        if len(header) < _ELF_HEADER.size or not header.startswith(b"\x7fELF\x02\x01"):
+            return True  # the loader says what it thinks of anything else
+        _, offset, entry_bytes, n_entries = _ELF_HEADER.unpack(header)
+        n_bytes = file.seek(0, os.SEEK_END)
+        file.seek(offset)
+        table = file.read(entry_bytes * n_entries)
+    if entry_bytes != _ELF_SEGMENT.size or len(table) < entry_bytes * n_entries:
+        return False
+    return all(start + size <= n_bytes for start, size in _ELF_SEGMENT.iter_unpack(table))

@@ -36,6 +36,9 @@ _SENTENCES = {
     "libsycl.so": "There is no oneAPI runtime here: install one to use the GPU.",
 }
 
+_OURS = ("cuda13", "cuda12", "vulkan", "rocm", "sycl", "rpc")
+"""Nobody is told to install a package of another name: anyone may have made one."""
+
 _DRIVER = "cuda"
 """cuda-pathfinder's name of it."""
 
@@ -115,17 +118,24 @@ class _Loaded:
     """What load_backends did; the lock keeps a second thread until all of it is done."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        # The thread that loads may fork: whatever finds a driver may start a process.
+        self.lock = threading.RLock()
         self.backends: list[Backend] | None = None
 
-    def renew_lock(self) -> None:
-        """In a forked child: a thread that held it is not there."""
-        self.lock = threading.Lock()
+    def wait(self) -> None:
+        """Before a fork: half of what a thread loads, with upstream's locks, helps no child."""
+        self.lock.acquire()
+
+    def go_on(self) -> None:
+        """After it, in the parent and in the child, whose only thread has the lock."""
+        self.lock.release()
 
 
 _loaded = _Loaded()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_loaded.renew_lock)
+    os.register_at_fork(
+        before=_loaded.wait, after_in_parent=_loaded.go_on, after_in_child=_loaded.go_on
+    )
 
 
 def load_backends() -> list[Backend]:
@@ -137,22 +147,23 @@ def load_backends() -> list[Backend]:
     Raises:
         DeviceError: no CPU module runs here, or PHIGGML_CPU_VARIANT names an absent one.
     """
-    with _loaded.lock:
-        if _loaded.backends is None:
-            try:
-                _core.runtime.load_backends(
-                    str(library_folder()), os.environ.get("PHIGGML_CPU_VARIANT", "")
-                )
-                _loaded.backends = [
-                    *map(_load_plugin, installed_plugins()),
-                    *map(_absent, absent_plugins()),
-                ]
-            finally:
-                forward_log()
-            for backend in _loaded.backends:
-                if backend.reason:
-                    logger.warning("backend %s: %s", backend.name, backend.reason)
+    if _loaded.backends is not None:
         return _loaded.backends
+    try:
+        with _loaded.lock:
+            if _loaded.backends is not None:
+                return _loaded.backends
+            variant = os.environ.get("PHIGGML_CPU_VARIANT", "")
+            name = variant.encode("utf-8", "backslashreplace").decode()
+            _core.runtime.load_backends(str(library_folder()), name)
+            backends = [*map(_load_plugin, installed_plugins()), *map(_absent, absent_plugins())]
+            _loaded.backends = backends
+    finally:
+        forward_log()  # without the lock: a handler may ask for devices
+    for backend in backends:
+        if backend.reason:
+            logger.warning("backend %s: %s", backend.name, backend.reason)
+    return backends
 
 
 def _load_plugin(plugin: Plugin) -> Backend:
@@ -192,7 +203,8 @@ def _preload(needs: Sequence[str]) -> str:
 
 
 def _absent(name: str) -> Backend:
-    reason = f"PHIGGML_BACKENDS names it, and it is not installed: pip install phiggml-{name}."
+    remedy = f"pip install phiggml-{name}" if name in _OURS else f"backends are {', '.join(_OURS)}"
+    reason = f"PHIGGML_BACKENDS names it, and it is not installed: {remedy}."
     return Backend(name, "", False, reason)
 
 
