@@ -1,7 +1,7 @@
 """What a device does with models: logits beside the CPU's, speed and memory, as a table.
 
 PYTHONPATH=benchmarks python tools/gpu_check.py bench --device CUDA0 --work build/gpu
-PYTHONPATH=benchmarks python tools/gpu_check.py report --device CUDA0 --work build/gpu [--write PAGE]
+PYTHONPATH=benchmarks python tools/gpu_check.py report --device CUDA0 --work build/gpu [--write P]
 
 tools/gpu_check.sh builds what this runs with, and calls it. Rows are kept in WORK: a row that is
 there already, of the same build, is not measured again, so that a call can be cut off at any time.
