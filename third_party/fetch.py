@@ -50,12 +50,18 @@ def verify(archive: Path, pin: dict[str, Any]) -> None:
         )
 
 
+def outside_a_build() -> dict[str, str]:
+    """The environment without the outer pip's build hook, which pip 23 would run for llama.cpp too."""
+    hook = ("PEP517_", "_PYPROJECT_HOOKS_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(hook)}
+
+
 def download(pin: dict[str, Any], folder: Path) -> Path:
     """Lets pip fetch the source distribution by name, with the user's own pip settings."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--no-binary", pin["name"], "--dest", str(folder)]
     command += [f"{pin['name']}=={pin['version']}"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, text=True, env=outside_a_build())
     archive = folder / pin["file"]
     if result.returncode != 0 or not archive.is_file():
         raise SystemExit(
