@@ -51,7 +51,7 @@ def verify(archive: Path, pin: dict[str, Any]) -> None:
 
 
 def outside_a_build() -> dict[str, str]:
-    """The environment without the outer pip's build hook, which pip 23 would run for llama.cpp too."""
+    """The environment without the outer build hook, which pip 23 would run for llama.cpp too."""
     hook = ("PEP517_", "_PYPROJECT_HOOKS_")
     return {name: value for name, value in os.environ.items() if not name.startswith(hook)}
 
