@@ -18,9 +18,8 @@ constexpr std::size_t most_steps = 1 << 23;
 constexpr std::size_t steps_of_state = 128;  // to make one; it has a kilobyte
 constexpr std::size_t steps_of_node = 4;
 
-// Above these what is kept is dropped between tokens: at most some 50 MB, while most grammars keep less than 1 MB.
+// Above it, or many_nodes, what is kept is dropped between tokens: some 50 MB, while most grammars keep less than 1 MB.
 constexpr std::size_t many_states = 1 << 14;
-constexpr std::size_t many_nodes = 1 << 18;
 
 [[noreturn]] void fail(const std::string & fault) {
     throw Error(ErrorKind::session, "grammar: the text so far can be read in too many ways (" + fault +
@@ -35,80 +34,77 @@ GrammarAutomaton::GrammarAutomaton(std::shared_ptr<const GrammarRules> rules) : 
     for (const std::uint32_t alternative : rules_->alternatives[rules_->root]) {
         push(alternative, bottom);
     }
-    start_ = state_of(close(), 0, 0, false);
+    start_ = state_of({close(), 0, 0, 0, false});
 }
 
 bool GrammarAutomaton::may_end(State state) const {
-    const ByteState & place = states_[static_cast<std::size_t>(state)];
+    const Place & place = states_[static_cast<std::size_t>(state)].place;
     return place.n_left == 0 && sets_[static_cast<std::size_t>(place.set)].nodes.front() == bottom;
 }
 
 GrammarAutomaton::State GrammarAutomaton::refresh(State state) {
     n_steps_ = 0;
-    return states_.size() > many_states || nodes_.size() > many_nodes || n_kept_ > many_nodes ? rebuilt(state) : state;
+    const bool is_large = states_.size() > many_states || nodes_.size() > n_nodes_taken_ || n_kept_ > many_nodes;
+    return is_large ? rebuilt(state) : state;
 }
 
 // Bytes that begin no character, or one that UTF-8 does not allow, lead nowhere.
 GrammarAutomaton::State GrammarAutomaton::make_next(State state, std::uint8_t byte) {
-    ByteState & place = states_[static_cast<std::size_t>(state)];
+    const Place place = states_[static_cast<std::size_t>(state)].place;
     State next = dead;
     count_step();
     if (place.n_left > 0) {
         if ((byte & 0xC0) == 0x80) {
             const std::uint32_t value = place.value << 6 | (byte & 0x3F);
-            next = place.settled ? state_of(place.set, 0, place.n_left - 1, place.n_left > 1)
-                                 : begun(place.set, value, place.n_left - 1);
+            next = place.settled ? state_of({place.set, 0, place.n_left - 1, 0, place.n_left > 1})
+                                 : begun({place.set, value, place.n_left - 1, place.first, false});
         }
     } else if (byte > 0 && byte < 0x80) {
-        next = begun(place.set, byte, 0);
+        next = begun({place.set, byte, 0, 0, false});
     } else if (byte >= 0xC2 && byte < 0xF5) {
         const std::uint32_t n_left = byte < 0xE0 ? 1 : byte < 0xF0 ? 2 : 3;
-        next = begun(place.set, byte & (0x3FU >> n_left), n_left);
+        const std::uint32_t first = byte < 0xE0 ? 0x80 : byte < 0xF0 ? 0x800 : 0x10000;
+        next = begun({place.set, byte & (0x3FU >> n_left), n_left, first, false});
     }
-    place.next[byte] = next;
+    states_[static_cast<std::size_t>(state)].next[byte] = next;
     return next;
 }
 
-GrammarAutomaton::State GrammarAutomaton::begun(State set, std::uint32_t value, std::uint32_t n_left) {
-    if (n_left == 0) {
-        const State next = target(set, value);
-        return next == dead ? dead : state_of(next, 0, 0, false);
-    }
-    const std::uint32_t low = value << (6 * n_left);
-    const std::uint32_t high = low | ((1U << (6 * n_left)) - 1);
-    // Below these a character has a shorter form.
-    const std::uint32_t first = std::max(low, high >= 0x10000 ? 0x10000U : high >= 0x800 ? 0x800U : 0x80U);
+// A state for a character of which these bits are known, unless no character that begins so leads on.
+GrammarAutomaton::State GrammarAutomaton::begun(const Place & place) {
+    const std::uint32_t low = place.value << (6 * place.n_left);
+    const std::uint32_t high = low | ((1U << (6 * place.n_left)) - 1);
+    const std::uint32_t first = std::max(low, place.first);
     const std::uint32_t last = std::min(high, after_characters - 1);
     if (first > last) {
         return dead;
     }
-    const std::size_t begin = interval_of(set, first);
-    const std::size_t end = interval_of(set, last);
+    const std::size_t begin = interval_of(place.set, first);
+    const std::size_t end = interval_of(place.set, last);
     if (begin == end && first == low && last == high) {
-        const State next = target_between(set, begin);
-        return next == dead ? dead : state_of(next, 0, n_left, true);
+        const State next = target_between(place.set, begin);
+        return next == dead ? dead : state_of({next, 0, place.n_left, 0, place.n_left > 0});
     }
     for (std::size_t i = begin; i <= end; ++i) {
-        if (target_between(set, i) != dead) {
-            return state_of(set, value, n_left, false);
+        if (target_between(place.set, i) != dead) {
+            return state_of(place);
         }
     }
     return dead;
 }
 
-GrammarAutomaton::State GrammarAutomaton::state_of(State set, std::uint32_t value, std::uint32_t n_left, bool settled) {
-    const std::uint64_t key = static_cast<std::uint64_t>(set) << 32 | value << 3 | n_left << 1 | (settled ? 1U : 0U);
+GrammarAutomaton::State GrammarAutomaton::state_of(const Place & place) {
+    // Only with 1 to 3 bytes left does `first` tell states apart, and then its length in bits does.
+    const std::uint32_t kind = place.first >= 0x10000 ? 2 : place.first >= 0x800 ? 1 : 0;
+    const std::uint64_t key = static_cast<std::uint64_t>(place.set) << 32 | place.value << 5 | kind << 3 |
+                              place.n_left << 1 | (place.settled ? 1U : 0U);
     const auto [entry, is_new] = state_ids_.emplace(key, static_cast<State>(states_.size()));
     if (is_new) {
-        states_.push_back({set, value, n_left, settled, {}});
+        states_.push_back({place, {}});
         states_.back().next.fill(unknown);
         count_step(steps_of_state);
     }
     return entry->second;
-}
-
-GrammarAutomaton::State GrammarAutomaton::target(State set, std::uint32_t character) {
-    return target_between(set, interval_of(set, character));
 }
 
 std::size_t GrammarAutomaton::interval_of(State set, std::uint32_t character) {
@@ -234,7 +230,7 @@ void GrammarAutomaton::count_step(std::size_t n) {
 
 // Keeps the stacks of one state. What lies below was made before what lies on it, so that one pass moves them all.
 GrammarAutomaton::State GrammarAutomaton::rebuilt(State state) {
-    const ByteState place = states_[static_cast<std::size_t>(state)];
+    const Place place = states_[static_cast<std::size_t>(state)].place;
     std::vector<std::uint32_t> kept = sets_[static_cast<std::size_t>(place.set)].nodes;
     std::vector<bool> is_live(nodes_.size());
     for (std::uint32_t node : kept) {
@@ -257,8 +253,9 @@ GrammarAutomaton::State GrammarAutomaton::rebuilt(State state) {
             places[i] = node_of(nodes[i].item, places[nodes[i].below]);
         }
     }
+    n_nodes_taken_ = std::max(many_nodes, 2 * nodes_.size());
     std::transform(kept.begin(), kept.end(), kept.begin(), [&](std::uint32_t node) { return places[node]; });
-    return state_of(set_of(std::move(kept)), place.value, place.n_left, place.settled);
+    return state_of({set_of(std::move(kept)), place.value, place.n_left, place.first, place.settled});
 }
 
 }  // namespace phiggml

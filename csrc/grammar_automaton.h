@@ -41,6 +41,7 @@ public:
 
 private:
     static constexpr State unknown = -2;
+    static constexpr std::size_t many_nodes = 1 << 18;
     static constexpr std::uint32_t bottom = 0;  // the stack on which nothing is left to read
 
     // A place in the rules with where to go on after its rule ends: a stack that shares what lies below. Equal ones are
@@ -57,20 +58,25 @@ private:
         std::vector<State> targets;         // which set that is
     };
 
-    // A set of stacks, or a character begun after it: its bits so far, and how many bytes are missing. When `settled`,
-    // all characters that begin so lead to `set`, and only their bytes are still to be counted.
-    struct ByteState {
+    // A set of stacks, or a character begun after it: its bits so far, how many bytes are missing, and the first
+    // character that may be written so long. When `settled`, all characters that begin so lead to `set`, and only their
+    // bytes are still to be counted.
+    struct Place {
         State set;
         std::uint32_t value;
         std::uint32_t n_left;
+        std::uint32_t first;
         bool settled;
+    };
+
+    struct ByteState {
+        Place place;
         std::array<State, 256> next;
     };
 
     State make_next(State state, std::uint8_t byte);
-    State begun(State set, std::uint32_t value, std::uint32_t n_left);
-    State state_of(State set, std::uint32_t value, std::uint32_t n_left, bool settled);
-    State target(State set, std::uint32_t character);
+    State begun(const Place & place);
+    State state_of(const Place & place);
     State target_between(State set, std::size_t interval);
     void make_bounds(StackSet & set);
     std::size_t interval_of(State set, std::uint32_t character);
@@ -91,6 +97,7 @@ private:
     std::unordered_map<std::uint64_t, State> state_ids_;
     State start_ = dead;
     std::size_t n_steps_ = 0;
+    std::size_t n_nodes_taken_ = many_nodes;
     std::size_t n_kept_ = 0;  // nodes in all the sets
 
     // Of the set being made.

@@ -26,6 +26,8 @@ FLOORS = [
     {"session"},
     {"model"},
     {"quant", "gguf", "recipe", "comparison", "chat", "completion", "sampling", "embedding"},
+    {"grammar"},
+    {"json_schema"},
     {"runtime"},
     {"plugin"},
     {"progress", "peak_memory", "atomic_file"},

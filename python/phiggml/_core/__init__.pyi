@@ -1,4 +1,5 @@
 from phiggml._core import gguf as gguf
+from phiggml._core import grammar as grammar
 from phiggml._core import model as model
 from phiggml._core import pipeline as pipeline
 from phiggml._core import quant as quant
