@@ -106,27 +106,21 @@ def test_single_bytes_make_whole_characters(
             encoded = chr(code).encode()
             characters.add(encoded)
             prefixes.update(encoded[:n] for n in range(1, len(encoded) + 1))
-    pieces = vocabulary(nano_model)
-    token_of = {piece: token for token, piece in enumerate(pieces) if len(piece) == 1}
-    frontier = [b""]
-    for _ in range(4):
-        tried = [start + bytes([byte]) for start in frontier for byte in range(256)]
-        frontier = []
-        for text in tried:
-            state = state_of(nano_model, grammar)
-            for byte in text[:-1]:
-                state.accept(token_of[bytes([byte])])
-            token = token_of[text[-1:]]
-            assert state.allows(token) == (text in prefixes), text
-            if text in prefixes:
-                state.accept(token)
-                assert state.may_end() == (text in characters), text
-                frontier.append(text)
+    token_of = {text: token for token, text in enumerate(vocabulary(nano_model)) if len(text) == 1}
+    tokens = [token_of[bytes([byte])] for byte in range(256)]
+    begun = [b""]
+    for start in begun:
+        state = state_of(nano_model, grammar)
+        for byte in start:
+            state.accept(tokens[byte])
+        assert state.may_end() == (start in characters), start
+        following = [byte for byte in range(256) if state.allowed()[tokens[byte]]]
+        expected = [byte for byte in range(256) if start + bytes([byte]) in prefixes]
+        assert following == expected, start
         # Of those that begin alike, the first and the last are enough.
-        begun = [text for text in frontier if text not in characters]
-        alike = {text: [t for t in begun if t[:-1] == text[:-1]] for text in begun}
-        frontier = [t for t in begun if t in (alike[t][0], alike[t][-1]) or t[0] in EDGES]
-        frontier = [t for t in frontier if len(t) == 1 or t in (alike[t][0], alike[t][-1])]
+        if start not in characters:
+            edges = {*following[:1], *following[-1:], *(EDGES if not start else b"")}
+            begun += [start + bytes([byte]) for byte in following if byte in edges]
 
 
 def test_allowed_tokens_are_those_that_each_call_allows(nano_model: pg.Model) -> None:
