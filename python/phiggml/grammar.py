@@ -37,9 +37,8 @@ class Grammar:
     Example:
         >>> import phiggml as pg
         >>> grammar = pg.Grammar('root ::= "yes" | "no"')
-        >>> with pg.Session("phi3-nano.gguf") as session:
-        ...     session.generate("Is GGUF a file format?", max_tokens=8, grammar=grammar).text
-        'yes'
+        >>> str(grammar)
+        'root ::= "yes" | "no"'
     """
 
     __slots__ = ("_core",)
