@@ -25,6 +25,7 @@ from phiggml.quant import (
 from phiggml.runtime import Device, devices
 
 if TYPE_CHECKING:
+    from phiggml.adapter import ControlVector, LoraAdapter
     from phiggml.chat import render_chat
     from phiggml.chat_tools import ToolCall
     from phiggml.comparison import TypeComparison, compare_types
@@ -55,6 +56,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Chunk": "completion",
     "Completion": "completion",
+    "ControlVector": "adapter",
     "ConversionReport": "conversion",
     "ExportReport": "conversion.export",
     "GGUFDiff": "gguf_diff",
@@ -66,6 +68,7 @@ _HOMES = {
     "GGUFVerification": "gguf_verify",
     "GGUFWriter": "gguf",
     "Imatrix": "imatrix",
+    "LoraAdapter": "adapter",
     "LoraReport": "conversion.lora",
     "Model": "model",
     "Progress": "progress",
@@ -100,6 +103,7 @@ _HOMES = {
 __all__ = [
     "Chunk",
     "Completion",
+    "ControlVector",
     "ConversionReport",
     "Device",
     "DeviceError",
@@ -115,6 +119,7 @@ __all__ = [
     "GGUFWriter",
     "Imatrix",
     "InputError",
+    "LoraAdapter",
     "LoraReport",
     "Model",
     "PhiggmlError",

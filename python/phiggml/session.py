@@ -19,6 +19,7 @@ from phiggml.model import Model, Tokens, marker_tokens, token_array
 from phiggml.quant import QuantType
 from phiggml.runtime import forward_log, thread_count
 from phiggml.sampling import Sampling
+from phiggml.session_adapted import AdaptedSession
 
 __all__ = ["Session"]
 
@@ -31,7 +32,7 @@ SMALL_MODEL = 32 << 20
 """Bytes of weights up to which threads=None is one thread (docs/decisions.md, 2026-11-22)."""
 
 
-class Session:
+class Session(AdaptedSession):
     """A context over a model: what it has read so far, and the memory for that.
 
     Args:
