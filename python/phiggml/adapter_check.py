@@ -17,8 +17,6 @@ from phiggml.quant import dequantize
 
 __all__ = ["CheckedLora", "check_container", "check_lora", "is_finite"]
 
-_REMEDY = "Pass an adapter of this model, or convert it anew."
-
 MOST_HEADER = 32 << 20
 """Bytes of an adapter's header; llama.cpp writes all of its values out as text."""
 
@@ -67,9 +65,9 @@ def check_lora(file: GGUFFile, model: Model) -> CheckedLora:
         build_lora_mm_id, build_inp_embd and build_ffn in its llama-graph.cpp, b11549.
     """
     check_container(file, "lora")
-    faults = ModelFaults("lora", file.path)
+    faults = _Faults("lora", file.path)
     if file.header_end > MOST_HEADER:
-        faults.add("the file", f"has a header of {file.header_end} bytes", _REMEDY)
+        faults.add("the file", f"has a header of {file.header_end} bytes")
     faults.raise_if_any()
     alpha = _checked_alpha(file, model, faults)
     faults.raise_if_any()
@@ -78,7 +76,7 @@ def check_lora(file: GGUFFile, model: Model) -> CheckedLora:
     for target, (a, b) in pairs.items():
         tensor = model._file.tensors.get(target)
         if tensor is None or target not in placed:
-            faults.add(one_line(target), "is no tensor of the model", _REMEDY)
+            faults.add(one_line(target), "is no tensor of the model")
         else:
             _check_pair(tensor, a, b, faults=faults)
     faults.raise_if_any()
@@ -107,6 +105,13 @@ def is_finite(tensor: GGUFTensor) -> bool:
     return True
 
 
+class _Faults(ModelFaults):
+    """Whose remedy is not that of a model."""
+
+    def add(self, where: str, rule: str, remedy: str = "") -> None:
+        super().add(where, rule, remedy="Pass an adapter of this model, or convert it anew.")
+
+
 def _checked_alpha(file: GGUFFile, model: Model, faults: ModelFaults) -> float:
     """The file's alpha, once it says that it is an adapter of the model's architecture."""
     metadata = CheckedMetadata(file, "", faults)
@@ -116,14 +121,15 @@ def _checked_alpha(file: GGUFFile, model: Model, faults: ModelFaults) -> float:
         "adapter.type": "lora",
         "general.architecture": architecture,
     }
-    metadata.require(*wanted)
     for key, value in wanted.items():
         found = metadata.text(key)
-        if found is not None and found != value:
-            metadata.fault(key, f"is {shown_value(found)}: it must be {value!r}", _REMEDY)
+        if not metadata.has(key):
+            metadata.fault(key, f"is missing: it must be {value!r}")
+        elif found is not None and found != value:
+            metadata.fault(key, f"is {shown_value(found)}: it must be {value!r}")
     alpha = metadata.number("adapter.lora.alpha")
     if alpha is not None and not math.isfinite(alpha):
-        metadata.fault("adapter.lora.alpha", f"is {alpha}: it must be finite", _REMEDY)
+        metadata.fault("adapter.lora.alpha", f"is {alpha}: it must be finite")
     return alpha or 0.0
 
 
@@ -133,15 +139,15 @@ def _paired(file: GGUFFile, faults: ModelFaults) -> dict[str, tuple[GGUFTensor, 
     for name, tensor in file.tensors.items():
         target, suffix = name[:-7], name[-7:]
         if suffix not in _SUFFIXES or not target or any(part in target for part in _SUFFIXES):
-            faults.add(one_line(name), "is no lora_a or lora_b of a tensor", _REMEDY)
+            faults.add(one_line(name), "is no lora_a or lora_b of a tensor")
             continue
         other = _SUFFIXES[1 - _SUFFIXES.index(suffix)]
         if target + other not in file.tensors:
-            faults.add(one_line(name), f"has no {other[1:]} beside it", _REMEDY)
+            faults.add(one_line(name), f"has no {other[1:]} beside it")
         elif suffix == ".lora_a":
             pairs[target] = (tensor, file.tensors[target + other])
     if not file.tensors:
-        faults.add("the file", "has no tensors", _REMEDY)
+        faults.add("the file", "has no tensors")
     return pairs
 
 
@@ -154,22 +160,21 @@ def _check_pair(tensor: GGUFTensor, a: GGUFTensor, b: GGUFTensor, *, faults: Mod
     if name == _EMBEDDING:  # whose A has a row for each token
         wanted_a, wanted_b = (n_out, rank), (n_in, rank)
     if len(tensor.shape) not in (2, 3) or name in _TABLES:
-        faults.add(name, "is not multiplied: an adapter cannot change it", _REMEDY)
+        faults.add(name, "is not multiplied: an adapter cannot change it")
     elif name != _EMBEDDING and name.endswith(_EMBEDDING):
-        faults.add(one_line(name), "is not the embedding: llama.cpp would take it for it", _REMEDY)
+        faults.add(one_line(name), "is not the embedding: llama.cpp would take it for it")
     elif a.shape != wanted_a or b.shape != wanted_b:
         faults.add(
             one_line(name),
             f"has shape {list(tensor.shape)}: lora_a {list(a.shape)} and lora_b {list(b.shape)} "
             "do not fit it",
-            _REMEDY,
         )
     else:
         for part in (a, b):
             if part.type in _NO_FACTORS:
                 faults.add(part.name, f"is {part.type}: ggml multiplies with no such tensor")
             elif not is_finite(part):
-                faults.add(part.name, "holds NaN or infinity", _REMEDY)
+                faults.add(part.name, "holds NaN or infinity")
 
 
 def _require_supported(
