@@ -6,8 +6,26 @@ namespace phiggml {
 
 namespace {
 
-py::array_t<float> embed(Session & session, const std::vector<py::array> & texts, Pooling pooling, bool normalize) {
+Pooling pooling_named(const std::string & name) {
+    if (name == "none") {
+        return Pooling::none;
+    }
+    if (name == "mean") {
+        return Pooling::mean;
+    }
+    if (name == "cls") {
+        return Pooling::first;
+    }
+    if (name == "last") {
+        return Pooling::last;
+    }
+    throw Error(ErrorKind::input, "embed: pooling \"" + name + "\" is unknown. Known: none, mean, cls, last.");
+}
+
+py::array_t<float> embed(Session & session, const std::vector<py::array> & texts, const std::string & pooling_name,
+                         bool normalize) {
     const Session::Use use(session);
+    const Pooling pooling = pooling_named(pooling_name);
     EmbedRequest request;
     std::size_t n_rows = 0;
     for (const py::array & text : texts) {
@@ -26,11 +44,6 @@ py::array_t<float> embed(Session & session, const std::vector<py::array> & texts
 
 void register_embedder(py::module_ & m) {
     py::module_ sub = m.def_submodule("embedder", "Vectors of texts.");
-    py::enum_<Pooling>(sub, "Pooling")
-        .value("none", Pooling::none)
-        .value("mean", Pooling::mean)
-        .value("first", Pooling::first)
-        .value("last", Pooling::last);
     sub.def("embed", &embed, py::arg("session"), py::arg("texts"), py::arg("pooling"), py::arg("normalize"));
 }
 

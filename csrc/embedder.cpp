@@ -87,8 +87,7 @@ std::int64_t longest_text(const EmbedRequest & request, std::int64_t most) {
         if (n > most) {
             throw Error(ErrorKind::input, "embed: text " + std::to_string(i) + " has " + std::to_string(n) +
                                               " tokens; this session takes " + std::to_string(most) +
-                                              ". Split the text, or make a session with a larger n_ctx if the model "
-                                              "has room for it.");
+                                              " (n_ctx). Split the text, or make a session with a larger n_ctx.");
         }
         longest = std::max(longest, n);
     }
@@ -180,7 +179,9 @@ Embedder::Embedder(std::shared_ptr<const Model> model, const EmbedderSettings & 
         llama_attach_threadpool(context_.get(), threadpool, threadpool);
     }
     apply_loras(context_.get(), *model_, loras);
-    apply_control_vector(context_.get(), *model_, control_vector);
+    if (!control_vector.rows.empty()) {
+        apply_control_vector(context_.get(), *model_, control_vector);
+    }
 }
 
 void Embedder::make_context(const EmbedderSettings & settings) {
@@ -200,7 +201,9 @@ void Embedder::make_context(const EmbedderSettings & settings) {
                                  : settings.flash_attn.value() ? LLAMA_FLASH_ATTN_TYPE_ENABLED
                                                                : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     parameters.embeddings = true;
-    parameters.pooling_type = LLAMA_POOLING_TYPE_NONE;
+    if (upstream::has_pooling_type(*model_->handle())) {  // else it is none, and upstream would warn of saying so
+        parameters.pooling_type = LLAMA_POOLING_TYPE_NONE;
+    }
     parameters.abort_callback = embedding_is_cancelled;
     parameters.abort_callback_data = &progress_;
     parameters.no_perf = true;

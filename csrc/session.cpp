@@ -87,6 +87,9 @@ void check(const SessionSettings & s, const Model & model) {
     constexpr std::int64_t most_tokens = 1 << 30;
     require(s.n_ctx >= 1 && s.n_ctx <= most_tokens,
             "n_ctx is " + std::to_string(s.n_ctx) + "; it must be between 1 and 2^30.");
+    const std::int64_t most_positions = upstream::most_positions(*model.handle());
+    require(s.n_ctx <= most_positions, "n_ctx is " + std::to_string(s.n_ctx) + "; this model has a table of " +
+                                           std::to_string(most_positions) + " positions.");
     require(s.n_batch >= 1 && s.n_batch <= most_tokens,
             "n_batch is " + std::to_string(s.n_batch) + "; it must be between 1 and 2^30.");
     const auto most_sequences = static_cast<std::int64_t>(llama_max_parallel_sequences());
@@ -369,8 +372,7 @@ void Session::set_control_vector(ControlVector vector) {
 }
 
 std::vector<float> Session::embed(const EmbedRequest & request, Progress & progress) {
-    const std::int64_t most = std::min(settings_.n_ctx, upstream::most_positions(*model_->handle()));
-    const std::int64_t longest = longest_text(request, most);
+    const std::int64_t longest = longest_text(request, settings_.n_ctx);
     if (!embedder_ || embedder_->n_ctx() < longest) {
         embedder_.reset();
         EmbedderSettings settings;

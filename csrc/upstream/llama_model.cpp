@@ -52,6 +52,10 @@ bool is_causal(const llama_model & model) {
     return model.hparams.causal_attn;
 }
 
+bool has_pooling_type(const llama_model & model) {
+    return model.hparams.pooling_type != LLAMA_POOLING_TYPE_UNSPECIFIED;
+}
+
 std::int64_t most_positions(const llama_model & model) {
     return model.pos_embd != nullptr ? model.pos_embd->ne[1] : INT64_MAX;
 }

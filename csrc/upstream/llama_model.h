@@ -32,6 +32,9 @@ PHIGGML_UPSTREAM_API std::size_t most_adapted_tensors(const llama_model & model)
 // Whether each token attends to those before it alone.
 PHIGGML_UPSTREAM_API bool is_causal(const llama_model & model);
 
+// Whether the file says how a text's vector is made of its tokens'.
+PHIGGML_UPSTREAM_API bool has_pooling_type(const llama_model & model);
+
 // How many positions a learned table of them has; beyond it upstream ends the process. INT64_MAX where there is none.
 PHIGGML_UPSTREAM_API std::int64_t most_positions(const llama_model & model);
 

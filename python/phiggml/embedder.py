@@ -19,14 +19,8 @@ Pooling: TypeAlias = Literal["mean", "cls", "last", "none"]
 Texts: TypeAlias = str | Sequence[str | Tokens]
 Rows: TypeAlias = npt.NDArray[np.float32]
 
-_POOLINGS = {
-    "mean": _core.embedder.Pooling.mean,
-    "cls": _core.embedder.Pooling.first,
-    "last": _core.embedder.Pooling.last,
-    "none": _core.embedder.Pooling.none,
-}
 # As llama.cpp numbers them in a file.
-_NUMBERED = ("none", "mean", "cls", "last")
+_POOLINGS = ("none", "mean", "cls", "last")
 
 
 def embed_texts(
@@ -47,7 +41,7 @@ def embed_texts(
         raise InputError(f"embed: normalize is {normalize!r}: it must be True or False.")
     ids = [_tokens(model, text) for text in _listed(texts)]
     try:
-        rows = _core.embedder.embed(session, ids, _POOLINGS[name], normalize)
+        rows = _core.embedder.embed(session, ids, name, normalize)
     finally:
         forward_log()
     if name != "none":
@@ -59,8 +53,9 @@ def embed_texts(
 def _own_pooling(model: Model) -> str:
     """What the model's file asks for; the mean where it asks for nothing."""
     number = model.metadata.get(f"{model.metadata['general.architecture']}.pooling_type")
-    known = isinstance(number, int) and 0 < number < len(_NUMBERED)
-    return _NUMBERED[number] if known and number is not None else "mean"
+    if not isinstance(number, int) or not 0 < number < len(_POOLINGS):
+        return "mean"
+    return _POOLINGS[number]
 
 
 def _listed(texts: Texts) -> Sequence[str | Tokens]:

@@ -3,12 +3,6 @@ import numpy.typing as npt
 
 from phiggml._core.session import Session
 
-class Pooling:
-    none: Pooling
-    mean: Pooling
-    first: Pooling
-    last: Pooling
-
 def embed(
-    session: Session, texts: list[npt.NDArray[np.int32]], pooling: Pooling, normalize: bool
+    session: Session, texts: list[npt.NDArray[np.int32]], pooling: str, normalize: bool
 ) -> npt.NDArray[np.float32]: ...
