@@ -9,5 +9,6 @@ PYBIND11_MODULE(_core, m) {
     phiggml::register_recipe(m);
     phiggml::register_pipeline(m);
     phiggml::register_model(m);
+    phiggml::register_sampling(m);
     phiggml::register_session(m);
 }
