@@ -82,14 +82,15 @@ def test_frequencies_are_the_probabilities(nano_model: pg.Model, name: str) -> N
     assert ((squares / freedom) ** (1 / 3) - (1 - spread)) / spread**0.5 < 4.3
 
 
-@pytest.mark.parametrize("threshold", [0.05, 0.1, 0.3])
+@pytest.mark.parametrize("threshold", [0.05, 0.1, 0.15])
 def test_xtc_excludes_as_often_as_it_says(nano_model: pg.Model, threshold: float) -> None:
     logits = logits_of(nano_model, 5)
+    logits[[900, 950, 1000]] = logits.max()
     settings = {**OFF, "top_k": 30, "xtc_probability": 0.4, "xtc_threshold": threshold}
     sampling = pg.Sampling(**settings, seed=5)
     row = logits.astype(np.float64)
     kept = {on: reference.drawable(row, sampling, excludes=on) for on in (False, True)}
-    assert len(kept[True].tokens) < len(kept[False].tokens) or threshold == 0.3
+    assert len(kept[True].tokens) < len(kept[False].tokens)
     chain, n = sampler(nano_model, sampling), 400
     shares = reference.uniforms(5, 2 * n)
     for chance, share in zip(shares[0::2], shares[1::2], strict=True):
@@ -119,7 +120,12 @@ REPETITIONS: dict[str, dict[str, Any]] = {
     "last_n=0": {"repeat_penalty": 2.0, "penalty_last_n": 0},
     "dry": {"dry_multiplier": 0.8, "dry_sequence_breakers": ()},
     "dry with breakers": {"dry_multiplier": 0.8, "dry_base": 1.2},
-    "dry across tokens": {"dry_multiplier": 2.0, "dry_sequence_breakers": ("at s", "he d", "q")},
+    "dry across tokens": {"dry_multiplier": 2.0, "dry_sequence_breakers": ("at s", "he d", "mat.")},
+    "dry of 1": {
+        "dry_multiplier": 2.0,
+        "dry_allowed_length": 1,
+        "dry_sequence_breakers": ("mat.", "a"),
+    },
     "short dry": {"dry_multiplier": 0.5, "dry_allowed_length": 1, "dry_penalty_last_n": 9},
     "both": {"dry_multiplier": 0.7, "repeat_penalty": 1.1, "logit_bias": {300: 2, 301: -math.inf}},
 }
