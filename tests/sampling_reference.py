@@ -133,7 +133,7 @@ def drawable(logits: Floats, s: pg.Sampling, *, excludes: bool = False) -> Drawa
 
 def mirostat_drawable(logits: Floats, s: pg.Sampling, most: float) -> Drawable:
     """Algorithms 1 and 2 of arXiv 2007.14966; `most` is their mu."""
-    order = np.argsort(-logits, kind="stable")
+    order = np.argsort(-logits, kind="stable")[: int(np.isfinite(logits).sum())]
     x = logits[order] / s.temperature
     p = softmax(x)
     if s.mirostat == 2:
