@@ -37,7 +37,13 @@ void Mirostat::narrow(Logits & logits, float temperature, std::int32_t n_vocab, 
     const double nats = std::log(logits.mass(temperature)) - most_ * std::log(2.0);
     const double least = static_cast<double>(logits.greatest()) + static_cast<double>(temperature) * nats;
     const auto bound = static_cast<float>(std::min(least, static_cast<double>(logits.greatest())));
-    logits.best(logits.count(bound), out);
+    constexpr std::int32_t worth_sorting = 4096;
+    const std::int32_t n = logits.count(bound);
+    if (n <= worth_sorting) {
+        logits.best(n, out);
+    } else {
+        logits.at_least(bound, out);
+    }
 }
 
 }  // namespace phiggml

@@ -15,7 +15,7 @@ public:
     Mirostat(std::int32_t version, float target, float rate)
         : version_(version), target_(target), rate_(rate), most_(2 * static_cast<double>(target)) {}
 
-    // The tokens that may be drawn, likeliest first; at least one.
+    // The tokens that may be drawn, at least one; likeliest first, but for thousands in version 2.
     void narrow(Logits & logits, float temperature, std::int32_t n_vocab, Candidates & out) const;
 
     // The surprise of the token that was drawn, among those that might be, in bits.
