@@ -387,7 +387,7 @@ class Session(AdaptedSession):
             raise InputError(f"generate: sampling is {sampling!r}: it must be a Sampling.")
         stops = _stop_texts(stop)
         ids = self._prompt_ids(prompt)
-        sampler = sampling._sampler(self._model.n_vocab, self.n_ctx)
+        sampler = sampling._sampler(self._model._open(), self.n_ctx)
         self._use += 1
         self._core.reset()
         return self._written(ids, max_tokens, sampler, stops=stops, shown=shown, use=self._use)
@@ -407,7 +407,7 @@ class Session(AdaptedSession):
         self,
         ids: npt.NDArray[np.int32],
         max_tokens: int,
-        sampler: _core.session.Sampler,
+        sampler: _core.sampling.Sampler,
         *,
         stops: tuple[str, ...],
         shown: frozenset[int],

@@ -6,4 +6,5 @@ from phiggml._core import pipeline as pipeline
 from phiggml._core import quant as quant
 from phiggml._core import recipe as recipe
 from phiggml._core import runtime as runtime
+from phiggml._core import sampling as sampling
 from phiggml._core import session as session
