@@ -177,10 +177,9 @@ Model::Model(const ModelSettings & settings, Progress & progress) {
     progress.total = 1000;
     load.parameters.progress_callback = report_loading;
     load.parameters.progress_callback_user_data = &progress;
-    const LogMark mark;
     const OpenFiles files(settings.files);
+    const LogMark mark([&](std::string text) { return files.with_paths(std::move(text)); });
     model_.reset(load_files(files, load.parameters));
-    mark.reword([&](std::string text) { return files.with_paths(std::move(text)); });
     if (!model_) {
         if (progress.stopped()) {
             throw Cancelled();

@@ -119,13 +119,13 @@ extern "C" bool is_cancelled(void * user_data) {
 
 }  // namespace
 
-Session::Use::Use(const Session & session) : session_(session) {
+Session::Use::Use(const Session & session, bool may_be_closed) : session_(session) {
     if (session_.in_use_.exchange(true)) {
         throw Error(
             ErrorKind::session,
             "session: another thread is using it. Give each thread a Session of its own; they share the Model.");
     }
-    if (session_.closed() || session_.lost_threads()) {
+    if ((session_.closed() && !may_be_closed) || session_.lost_threads()) {
         session_.in_use_ = false;
         throw Error(ErrorKind::session,
                     session_.closed() ? "session: it is closed. Make a new one from the Model."
@@ -204,7 +204,7 @@ void Session::free() {
 }
 
 bool Session::lost_threads() const {
-    return threadpool_ != nullptr && generation_ != fork_generation();
+    return settings_.threads > 1 && generation_ != fork_generation();
 }
 
 void Session::attach_threadpool() {
@@ -428,13 +428,14 @@ void Session::reset(std::int64_t sequence) {
 }
 
 void Session::close() {
+    std::optional<Use> use;
+    if (!lost_threads()) {
+        use.emplace(*this, true);
+    }
     if (closed()) {
         return;
     }
-    std::optional<Use> use;
-    if (!lost_threads()) {
-        use.emplace(*this);
-    }
+    closed_ = true;
     free();
     model_.reset();
     sequences_.clear();

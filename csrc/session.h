@@ -40,7 +40,7 @@ public:
     // That one thread is inside. Whoever calls eval, prefill or truncate holds one; the others make their own.
     class Use {
     public:
-        explicit Use(const Session & session);
+        explicit Use(const Session & session, bool may_be_closed = false);
         ~Use();
         Use(const Use &) = delete;
         Use & operator=(const Use &) = delete;
@@ -74,7 +74,7 @@ public:
     void reset(std::int64_t sequence);
     void close();
 
-    bool closed() const { return context_ == nullptr; }
+    bool closed() const { return closed_; }
     std::int64_t n_ctx() const { return settings_.n_ctx; }
     std::vector<std::int32_t> tokens(std::int64_t sequence) const;
     std::size_t n_tokens(std::int64_t sequence) const { return at(sequence).tokens.size(); }
@@ -126,6 +126,7 @@ private:
     std::size_t rope_line_;
     bool has_logits_ = false;
     std::atomic<Progress *> progress_{nullptr};  // of the call under way; the abort callback reads it
+    std::atomic<bool> closed_{false};
     mutable std::atomic<bool> in_use_{false};
 };
 

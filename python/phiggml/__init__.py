@@ -5,6 +5,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+try:
+    # Where it is absent, Python takes the folder of its stubs for a package.
+    if importlib.import_module("phiggml._core").__file__ is None:
+        raise ImportError("there is none for this Python")
+except ImportError as failure:
+    if str(failure).startswith("import: "):  # its own sentence
+        raise
+    raise ImportError(
+        f"import: {__path__[0]}: the compiled half of phiggml does not load: {failure}. "
+        "Reinstall phiggml; from source, if wheels do not run here.",
+        name=failure.name,
+        path=failure.path,
+    ) from failure
+
 from phiggml.errors import (
     DeviceError,
     FormatError,

@@ -369,7 +369,10 @@ class Session(AdaptedSession):
     def __repr__(self) -> str:
         if self._core.closed:
             return "<Session, closed>"
-        return f"<Session of {self._model!r}, {len(self.tokens)} of {self.n_ctx} tokens>"
+        try:
+            return f"<Session of {self._model!r}, {len(self.tokens)} of {self.n_ctx} tokens>"
+        except SessionError:
+            return f"<Session of {self._model!r}, in use by another thread>"
 
     def _stream(
         self,
