@@ -1,6 +1,7 @@
 // The plainest program over llama.h that is fast: what bench_session.py and bench_threads.py compare a Session with.
 //
-// decode_loop LIB_FOLDER MODEL.gguf THREADS POLL TEST...    TEST: pp64 reads 64 tokens, tg32 writes 32, 2xtg32 writes 32
+// decode_loop LIB_FOLDER MODEL.gguf THREADS POLL TEST...    TEST: pp64 reads 64 tokens, tg32 writes 32, 2xtg32 writes
+// 32
 //                                                           in each of two contexts, by turns
 // Each test has contexts of its own, each with a pool of threads, and is warmed up as llama-bench warms it up. A line
 // for each: its name, seconds, and the CPU seconds of the process in the second that follows, when nothing is asked.

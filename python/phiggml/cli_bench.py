@@ -64,13 +64,14 @@ def _add_counts(
 
 
 def _counts(text: str) -> list[int]:
-    try:
-        return [count for count in map(int, text.split(",")) if count != 0]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 64,512") from None
+    counts = text.split(",")
+    if not all(count.isascii() and count.isdigit() for count in counts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 64,512")
+    return [int(count) for count in counts if int(count) != 0]
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    tests = _tests(arguments)
     with ProgressBar() as bar:
         model = pg.Model(arguments.model, n_gpu_layers=arguments.n_gpu_layers, progress=bar)
     with model:
@@ -79,7 +80,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             _tell(facts)
         speeds = []
         for threads in arguments.threads or [None]:
-            for test in _tests(arguments):
+            for test in tests:
                 with ProgressBar(unit=" tokens") as bar:
                     (speed,) = pg.benchmark_model(
                         model,

@@ -62,7 +62,7 @@ def cpu_quota(*, root: Path = _ROOT) -> float | None:
 
     Source:
         cpu.max (version 2), or cpu.cfs_quota_us and cpu.cfs_period_us (version 1), where
-        /proc/self/mountinfo and /proc/self/cgroup say; the kernel's cgroup-v2.rst and sched-bwc.rst.
+        /proc/self/mountinfo and /proc/self/cgroup say: the kernel's cgroup-v2.rst, sched-bwc.rst.
     """
     limits = (_limit(folder) for folder in _groups(root))
     return min((limit for limit in limits if limit is not None), default=None)
@@ -88,11 +88,14 @@ def _quota_at(second: int) -> float | None:
 def _groups(root: Path) -> Iterator[Path]:
     """The folders of this process's groups that may limit its CPU time, and those above them."""
     paths = {}
-    for line in _text(root / "proc" / "self" / "cgroup").splitlines():
+    process = root / "proc" / "self"
+    for line in _text(process / "cgroup").splitlines():
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if not controllers or "cpu" in controllers.split(","):
             paths["cgroup" if controllers else "cgroup2"] = path
-    for mounted, point, kind, options in _MOUNT.findall(_text(root / "proc" / "self" / "mountinfo")):
+    for mounted, point, kind, options in _MOUNT.findall(
+        _text(root / "proc" / "self" / "mountinfo")
+    ):
         if kind == "cgroup2" or "cpu" in options.split(","):
             top = root / _unescaped(point).lstrip("/")
             folder = top / _below(paths.get(kind, "/"), _unescaped(mounted))

@@ -84,8 +84,7 @@ def benchmark_model(
 ) -> list[Speed]:
     """Measures how fast a model reads prompts and writes, each from an empty context.
 
-    Tokens are random, and so none is sampled: what is timed is `Session.eval`, for a whole prompt
-    or for one token after the other.
+    Tokens are random; what is timed is `Session.eval`, of a prompt or of one token after the other.
 
     Args:
         model: a Model, or the path of one, which is then loaded and closed.
@@ -118,11 +117,8 @@ def benchmark_model(
         [('pp64', True), ('tg8', True)]
     """
     _require_count("repetitions", repetitions, _MOST_REPETITIONS)
-    tests: list[tuple[Kind, int]] = [
-        *(("prompt", n) for n in _checked("n_prompt", n_prompt)),
-        *(("generation", n) for n in _checked("n_gen", n_gen)),
-    ]
-    settings = {"threads": threads, "n_batch": n_batch, "flash_attn": flash_attn}
+    tests = _tests("prompt", "n_prompt", n_prompt) + _tests("generation", "n_gen", n_gen)
+    settings: dict[str, Any] = {"threads": threads, "n_batch": n_batch, "flash_attn": flash_attn}
     settings |= {"type_k": type_k, "type_v": type_v}
     random = np.random.default_rng(seed)
     with ExitStack() as resources:
@@ -176,12 +172,12 @@ def _timed(session: Session, calls: np.ndarray[Any, Any], tell: Callable[[int], 
     return seconds
 
 
-def _checked(name: str, counts: Sequence[int]) -> Sequence[int]:
+def _tests(kind: Kind, name: str, counts: Sequence[int]) -> list[tuple[Kind, int]]:
     if isinstance(counts, str) or not isinstance(counts, Sequence):
         raise InputError(f"benchmark: {name} is {counts!r}: it must be a list of numbers.")
     for count in counts:
         _require_count(name, count, 1 << 30)
-    return counts
+    return [(kind, count) for count in counts]
 
 
 def _require_count(name: str, count: object, most: int) -> None:
