@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <shared_mutex>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -54,6 +55,10 @@ public:
 
     llama_model * handle() const { return model_.get(); }
 
+    // Over upstream's list of the adapters that are loaded for this model: held alone by what changes the list, and
+    // together by what makes a context or plans its graph, which read it.
+    std::shared_mutex & adapters_mutex() const { return adapters_mutex_; }
+
 private:
     std::vector<std::int32_t> encode(const std::string & text, bool add_special, bool parse_special) const;
     std::vector<std::int32_t> encode_upstream(const std::string & text, bool add_special, bool parse_special) const;
@@ -64,6 +69,7 @@ private:
     std::unique_ptr<llama_model, Free> model_;
     std::unique_ptr<Tokenizer> tokenizer_;         // of the model's vocabulary; none where upstream tokenizes
     std::unordered_set<std::int32_t> end_tokens_;  // beyond those that upstream knows
+    mutable std::shared_mutex adapters_mutex_;
 };
 
 }  // namespace phiggml

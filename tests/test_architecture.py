@@ -24,7 +24,7 @@ FLOORS = [
     {"quantization", "report", "pipeline", "source"},
     {"imatrix", "speed"},
     {"session"},
-    {"model"},
+    {"model", "adapter", "embedder"},
     {"quant", "gguf", "recipe", "comparison", "chat", "completion", "sampling", "embedding"},
     {"runtime"},
     {"plugin", "cores"},

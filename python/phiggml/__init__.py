@@ -25,6 +25,7 @@ from phiggml.quant import (
 from phiggml.runtime import Device, devices
 
 if TYPE_CHECKING:
+    from phiggml.adapter import ControlVector, LoraAdapter
     from phiggml.chat import render_chat
     from phiggml.chat_tools import ToolCall
     from phiggml.comparison import TypeComparison, compare_types
@@ -56,6 +57,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Chunk": "completion",
     "Completion": "completion",
+    "ControlVector": "adapter",
     "ConversionReport": "conversion",
     "ExportReport": "conversion.export",
     "GGUFDiff": "gguf_diff",
@@ -67,6 +69,7 @@ _HOMES = {
     "GGUFVerification": "gguf_verify",
     "GGUFWriter": "gguf",
     "Imatrix": "imatrix",
+    "LoraAdapter": "adapter",
     "LoraReport": "conversion.lora",
     "Model": "model",
     "Progress": "progress",
@@ -103,6 +106,7 @@ _HOMES = {
 __all__ = [
     "Chunk",
     "Completion",
+    "ControlVector",
     "ConversionReport",
     "Device",
     "DeviceError",
@@ -118,6 +122,7 @@ __all__ = [
     "GGUFWriter",
     "Imatrix",
     "InputError",
+    "LoraAdapter",
     "LoraReport",
     "Model",
     "PhiggmlError",

@@ -19,6 +19,7 @@ from phiggml.model import Model, Tokens, marker_tokens, token_array
 from phiggml.quant import QuantType
 from phiggml.runtime import forward_log, thread_count
 from phiggml.sampling import Sampling
+from phiggml.session_adapted import AdaptedSession
 
 __all__ = ["Session"]
 
@@ -31,7 +32,7 @@ SMALL_MODEL = 32 << 20
 """Bytes of weights up to which threads=None is one thread (docs/decisions.md, 2026-11-22)."""
 
 
-class Session:
+class Session(AdaptedSession):
     """A context over a model: what it has read so far, and the memory for that.
 
     Args:
@@ -392,7 +393,7 @@ class Session:
             raise InputError(f"generate: sampling is {sampling!r}: it must be a Sampling.")
         stops = _stop_texts(stop)
         ids = self._prompt_ids(prompt)
-        sampler = sampling._sampler(self._model.n_vocab, self.n_ctx)
+        sampler = sampling._sampler(self._model._open(), self.n_ctx)
         self._use += 1
         self._core.reset()
         return self._written(ids, max_tokens, sampler, stops=stops, shown=shown, use=self._use)
@@ -412,7 +413,7 @@ class Session:
         self,
         ids: npt.NDArray[np.int32],
         max_tokens: int,
-        sampler: _core.session.Sampler,
+        sampler: _core.sampling.Sampler,
         *,
         stops: tuple[str, ...],
         shown: frozenset[int],
