@@ -217,6 +217,7 @@ void Session::attach_threadpool() {
                                             std::to_string(settings_.threads - 1) + " threads. Choose fewer.");
     }
     ggml_threadpool_params parameters = ggml_threadpool_params_default(settings_.threads);
+    parameters.poll = 1;  // some milliseconds of waiting for the next call, then sleep (benchmarks/bench_threads.py)
     threadpool_.reset(cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new")(&parameters));
     if (threadpool_) {
         llama_attach_threadpool(context_.get(), threadpool_.get(), threadpool_.get());

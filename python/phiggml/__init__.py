@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from phiggml.recipe import Recipe, model_types
     from phiggml.sampling import Sampling
     from phiggml.session import Session
+    from phiggml.speed import Speed, benchmark_model
 
 __version__ = "0.1.0"
 
@@ -91,9 +92,11 @@ _HOMES = {
     "Report": "quantization",
     "Sampling": "sampling",
     "Session": "session",
+    "Speed": "speed",
     "Timings": "completion",
     "ToolCall": "chat_tools",
     "TypeComparison": "comparison",
+    "benchmark_model": "speed",
     "compare_types": "comparison",
     "convert": "conversion",
     "convert_lora": "conversion.lora",
@@ -147,10 +150,12 @@ __all__ = [
     "Sampling",
     "Session",
     "SessionError",
+    "Speed",
     "Timings",
     "ToolCall",
     "TypeComparison",
     "UnsupportedError",
+    "benchmark_model",
     "compare_types",
     "convert",
     "convert_lora",

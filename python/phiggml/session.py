@@ -92,6 +92,7 @@ class Session(AdaptedSession):
             settings.threads = _threads(threads, core_model.n_bytes)
             if n_ctx is None:
                 settings.n_ctx = max(1, min(core_model.n_ctx_train, DEFAULT_CONTEXT))
+            self._n_threads = settings.threads
             self._core = _core.session.Session(core_model, settings)
         except BaseException:
             if self._owns_model:
@@ -109,6 +110,11 @@ class Session(AdaptedSession):
     def n_ctx(self) -> int:
         """Tokens that a sequence may have."""
         return self._core.n_ctx
+
+    @property
+    def threads(self) -> int:
+        """Threads that it computes with."""
+        return self._n_threads
 
     @property
     def tokens(self) -> npt.NDArray[np.int32]:
@@ -462,7 +468,7 @@ class Session(AdaptedSession):
 def _threads(threads: int | None, n_bytes: int) -> int:
     if threads is None and n_bytes < SMALL_MODEL:
         return 1
-    return thread_count(threads, "session")
+    return thread_count(threads, "session", physical=True)
 
 
 def _stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
