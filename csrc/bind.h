@@ -32,6 +32,7 @@ void register_gguf(py::module_ & m);
 void register_recipe(py::module_ & m);
 void register_pipeline(py::module_ & m);
 void register_model(py::module_ & m);
+void register_grammar(py::module_ & m);
 void register_sampling(py::module_ & m);
 void register_session(py::module_ & m);
 void register_adapter(py::module_ & m);

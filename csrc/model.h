@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <shared_mutex>
 #include <string>
 #include <unordered_set>
@@ -11,6 +12,7 @@
 
 #include "gguf.h"
 #include "progress.h"
+#include "token_pieces.h"
 #include "tokenizer.h"
 
 struct llama_model;
@@ -39,6 +41,7 @@ public:
 
     // The bytes of one token, which need not be whole characters.
     std::string piece(std::int32_t token, bool special) const;
+    const TokenPieces & pieces() const;  // all of them, as they stand in answers; made at the first call
     bool is_end_of_generation(std::int32_t token) const;
     bool is_control(std::int32_t token) const;
 
@@ -48,6 +51,7 @@ public:
     int n_embd() const;
     std::uint64_t n_params() const;
     std::uint64_t n_bytes() const;
+    bool has_vocabulary() const;
     bool has_decoder() const;
     bool looks_ahead() const;  // attention is not causal
     std::string description() const;
@@ -69,6 +73,8 @@ private:
     std::unique_ptr<llama_model, Free> model_;
     std::unique_ptr<Tokenizer> tokenizer_;         // of the model's vocabulary; none where upstream tokenizes
     std::unordered_set<std::int32_t> end_tokens_;  // beyond those that upstream knows
+    mutable std::once_flag pieces_made_;
+    mutable std::unique_ptr<const TokenPieces> pieces_;
     mutable std::shared_mutex adapters_mutex_;
 };
 

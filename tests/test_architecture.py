@@ -26,6 +26,8 @@ FLOORS = [
     {"session"},
     {"model", "adapter", "embedder"},
     {"quant", "gguf", "recipe", "comparison", "chat", "completion", "sampling", "embedding"},
+    {"grammar"},
+    {"json_schema"},
     {"runtime"},
     {"plugin", "cores"},
     {"progress", "peak_memory", "atomic_file"},

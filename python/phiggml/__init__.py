@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from phiggml.gguf_split import merge_gguf, split_gguf
     from phiggml.gguf_value import GGUFValue
     from phiggml.gguf_verify import GGUFVerification, verify_gguf
+    from phiggml.grammar import Grammar
     from phiggml.imatrix import Imatrix, read_imatrix
     from phiggml.model import Model
     from phiggml.progress import Progress
@@ -82,6 +83,7 @@ _HOMES = {
     "GGUFValue": "gguf_value",
     "GGUFVerification": "gguf_verify",
     "GGUFWriter": "gguf",
+    "Grammar": "grammar",
     "Imatrix": "imatrix",
     "LoraAdapter": "adapter",
     "LoraReport": "conversion.lora",
@@ -134,6 +136,7 @@ __all__ = [
     "GGUFValue",
     "GGUFVerification",
     "GGUFWriter",
+    "Grammar",
     "Imatrix",
     "InputError",
     "LoraAdapter",

@@ -1,6 +1,7 @@
 from phiggml._core import adapter as adapter
 from phiggml._core import embedder as embedder
 from phiggml._core import gguf as gguf
+from phiggml._core import grammar as grammar
 from phiggml._core import model as model
 from phiggml._core import pipeline as pipeline
 from phiggml._core import quant as quant
