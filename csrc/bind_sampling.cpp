@@ -16,6 +16,14 @@ const float * logits_of(const py::array & logits, py::ssize_t n_vocab) {
     return data;
 }
 
+std::unique_ptr<Sampler> make_sampler(const SamplingSettings & settings, const std::shared_ptr<Model> & model,
+                                      const std::shared_ptr<Grammar> & grammar) {
+    return call_released([&] {
+        auto state = grammar ? std::make_unique<GrammarState>(grammar, model) : nullptr;
+        return std::make_unique<Sampler>(settings, model, std::move(state));
+    });
+}
+
 void accept(Sampler & sampler, const py::array & tokens) {
     const std::vector<std::int32_t> ids = token_vector(tokens);
     call_released([&] { sampler.accept(ids); });
@@ -74,10 +82,7 @@ void register_sampling(py::module_ & m) {
     py::module_ sub = m.def_submodule("sampling", "Choosing tokens from logits.");
     register_settings(sub);
     py::class_<Sampler>(sub, "Sampler")
-        .def(py::init([](const SamplingSettings & settings, const std::shared_ptr<Model> & model) {
-                 return std::make_unique<Sampler>(settings, model, nullptr);
-             }),
-             py::arg("settings"), py::arg("model"))
+        .def(py::init(&make_sampler), py::arg("settings"), py::arg("model"), py::arg("grammar"))
         .def("accept", &accept, py::arg("tokens"))
         .def("sample", &sample, py::arg("logits"));
     sub.def("logprobs", &logprobs, py::arg("logits"), py::arg("token"), py::arg("k"));

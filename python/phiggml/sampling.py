@@ -110,7 +110,9 @@ class Sampling:
         object.__setattr__(self, "dry_sequence_breakers", _texts(self.dry_sequence_breakers))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
 
-    def _sampler(self, model: _core.model.Model, n_ctx: int) -> _core.sampling.Sampler:
+    def _sampler(
+        self, model: _core.model.Model, n_ctx: int, grammar: _core.grammar.Grammar | None = None
+    ) -> _core.sampling.Sampler:
         settings = _core.sampling.SamplingSettings()
         for field in fields(self):
             if field.name != "seed":
@@ -119,7 +121,7 @@ class Sampling:
         settings.penalty_last_n = min(self.penalty_last_n, n_ctx)
         settings.dry_penalty_last_n = min(self.dry_penalty_last_n, n_ctx)
         settings.seed = secrets.randbits(32) if self.seed is None else self.seed
-        return _core.sampling.Sampler(settings, model)
+        return _core.sampling.Sampler(settings, model, grammar)
 
 
 def _check_integer(name: str, value: Any, most: int) -> None:

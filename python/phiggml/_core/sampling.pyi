@@ -1,5 +1,6 @@
 import numpy as np
 import numpy.typing as npt
+from phiggml._core.grammar import Grammar
 
 from phiggml._core.model import Model
 
@@ -31,7 +32,9 @@ class SamplingSettings:
     seed: int
 
 class Sampler:
-    def __init__(self, settings: SamplingSettings, model: Model) -> None: ...
+    def __init__(
+        self, settings: SamplingSettings, model: Model, grammar: Grammar | None
+    ) -> None: ...
     def accept(self, tokens: npt.NDArray[np.int32]) -> None: ...
     def sample(self, logits: npt.NDArray[np.float32]) -> int: ...
 
