@@ -10,4 +10,5 @@ PYBIND11_MODULE(_core, m) {
     phiggml::register_pipeline(m);
     phiggml::register_model(m);
     phiggml::register_session(m);
+    phiggml::register_placement(m);
 }

@@ -47,17 +47,19 @@ public:
         return n_added_;
     }
 
-    std::string first_error_since(std::uint64_t position) {
+    // The first that holds these words.
+    std::string first_error_since(std::uint64_t position, const std::string & words = "") {
         const std::lock_guard<std::mutex> lock(mutex_);
-        const auto is_error = [](const LogRecord & record) { return record.level >= 40; };
+        const auto is_error = [&](const LogRecord & record) {
+            return record.level >= 40 && record.text.find(words) != std::string::npos;
+        };
         const auto found = std::find_if(first_since(position), records_.end(), is_error);
         return found == records_.end() ? "" : found->text;
     }
 
-    void reword_since(std::uint64_t position, const std::function<std::string(std::string)> & words) {
+    void change_since(std::uint64_t position, const std::function<void(LogRecord &)> & change) {
         const std::lock_guard<std::mutex> lock(mutex_);
-        std::for_each(first_since(position), records_.end(),
-                      [&](LogRecord & record) { record.text = words(std::move(record.text)); });
+        std::for_each(first_since(position), records_.end(), change);
     }
 
 private:
@@ -222,7 +224,11 @@ std::vector<LogRecord> take_log() {
 LogMark::LogMark() : position_(log_ring().position()) {}
 
 bool LogMark::has_error() const {
-    return !log_ring().first_error_since(position_).empty();
+    return has_error_with("");
+}
+
+bool LogMark::has_error_with(const std::string & words) const {
+    return !log_ring().first_error_since(position_, words).empty();
 }
 
 std::string LogMark::first_error() const {
@@ -237,7 +243,11 @@ std::string LogMark::first_error() const {
 }
 
 void LogMark::reword(const std::function<std::string(std::string)> & words) const {
-    log_ring().reword_since(position_, words);
+    log_ring().change_since(position_, [&](LogRecord & record) { record.text = words(std::move(record.text)); });
+}
+
+void LogMark::quieten() const {
+    log_ring().change_since(position_, [](LogRecord & record) { record.level = 10; });
 }
 
 void load_backends(const std::string & folder, const std::string & cpu_variant) {

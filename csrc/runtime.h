@@ -38,10 +38,14 @@ class LogMark {
 public:
     LogMark();
     bool has_error() const;
+    bool has_error_with(const std::string & words) const;
     std::string first_error() const;  // a sentence; what follows a first error mostly repeats it
 
     // Puts the lines since then into other words.
     void reword(const std::function<std::string(std::string)> & words) const;
+
+    // Makes them lines of level debug: they tell of something that was only tried.
+    void quieten() const;
 
 private:
     std::uint64_t position_;

@@ -24,7 +24,7 @@ FLOORS = [
     {"quantization", "report", "pipeline", "source"},
     {"imatrix"},
     {"session"},
-    {"model"},
+    {"model", "placement"},
     {"quant", "gguf", "recipe", "comparison", "chat", "completion", "sampling", "embedding"},
     {"runtime"},
     {"plugin"},

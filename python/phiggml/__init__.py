@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from phiggml.gguf_verify import GGUFVerification, verify_gguf
     from phiggml.imatrix import Imatrix, read_imatrix
     from phiggml.model import Model
+    from phiggml.placement import DevicePlacement, Placement, SessionSettings, plan_placement
     from phiggml.progress import Progress
     from phiggml.quantization import QuantizeOptions, Report, quantize_model
     from phiggml.recipe import Recipe, model_types
@@ -56,6 +57,7 @@ _HOMES = {
     "Chunk": "completion",
     "Completion": "completion",
     "ConversionReport": "conversion",
+    "DevicePlacement": "placement",
     "ExportReport": "conversion.export",
     "GGUFDiff": "gguf_diff",
     "GGUFEdit": "gguf_edit",
@@ -68,12 +70,14 @@ _HOMES = {
     "Imatrix": "imatrix",
     "LoraReport": "conversion.lora",
     "Model": "model",
+    "Placement": "placement",
     "Progress": "progress",
     "QuantizeOptions": "quantization",
     "Recipe": "recipe",
     "Report": "quantization",
     "Sampling": "sampling",
     "Session": "session",
+    "SessionSettings": "placement",
     "Timings": "completion",
     "ToolCall": "chat_tools",
     "TypeComparison": "comparison",
@@ -90,6 +94,7 @@ _HOMES = {
     "hash_gguf": "gguf_hash",
     "merge_gguf": "gguf_split",
     "model_types": "recipe",
+    "plan_placement": "placement",
     "quantize_model": "quantization",
     "read_imatrix": "imatrix",
     "render_chat": "chat",
@@ -103,6 +108,7 @@ __all__ = [
     "ConversionReport",
     "Device",
     "DeviceError",
+    "DevicePlacement",
     "ExportReport",
     "FormatError",
     "GGUFDiff",
@@ -118,6 +124,7 @@ __all__ = [
     "LoraReport",
     "Model",
     "PhiggmlError",
+    "Placement",
     "Progress",
     "QuantType",
     "QuantizationError",
@@ -128,6 +135,7 @@ __all__ = [
     "Sampling",
     "Session",
     "SessionError",
+    "SessionSettings",
     "Timings",
     "ToolCall",
     "TypeComparison",
@@ -147,6 +155,7 @@ __all__ = [
     "hash_gguf",
     "merge_gguf",
     "model_types",
+    "plan_placement",
     "quant_types",
     "quantization_error",
     "quantize",
