@@ -118,7 +118,7 @@ void check_devices(const LogMark & mark) {
     if (says("unable to allocate") || says("out of memory") || says("OutOfDeviceMemory") || says("OutOfHostMemory")) {
         throw Error(ErrorKind::device,
                     "load: a device has no room for its share of the weights: " + mark.first_error() +
-                        " Hold fewer layers there (n_gpu_layers=\"auto\" finds how many).");
+                        " Hold fewer layers there (\"auto\" finds how many).");
     }
 }
 

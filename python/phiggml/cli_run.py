@@ -20,6 +20,7 @@ __all__ = [
     "add_chat_arguments",
     "add_model_arguments",
     "add_run",
+    "gpu_layers",
     "open_session",
     "read_tools",
     "room_for_answer",
@@ -67,7 +68,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--n-gpu-layers",
-        type=_layers,
+        type=gpu_layers,
         default="auto",
         metavar="N",
         help="layers to hold on GPUs: a number, all, or auto: as many as fit (default %(default)s)",
@@ -180,7 +181,8 @@ def speeds(last: pg.Chunk) -> str:
     )
 
 
-def _layers(text: str) -> int | str:
+def gpu_layers(text: str) -> int | str:
+    """A number, "all" or "auto": what `type=` of an argument takes."""
     if text in ("auto", "all"):
         return text
     try:

@@ -95,10 +95,11 @@ class Model:
                 tensor_overrides=tensor_overrides,
                 memory=memory,
             )
+            chosen = asked
             if asked.n_gpu_layers is None:
-                asked = planned(self._file, asked, session).asked
-            self._asked = asked
-            settings = core_model_settings(self._file, path, asked)
+                chosen = planned(self._file, asked, session).asked
+            self._asked, self._n_gpu_layers = asked, chosen.n_gpu_layers or 0
+            settings = core_model_settings(self._file, path, chosen)
             settings.use_mmap = bool(use_mmap) and _can_be_mapped(self._file)
             settings.use_mlock = bool(use_mlock)
             self._core = _load(
@@ -150,7 +151,7 @@ class Model:
         """Tensor name -> name of the device that holds it; and the bytes of weights there."""
         names = [device.name for device in self._asked.devices]
         found = _core.placement.of(self._open(), names)
-        return placement_of(found, self._asked, self._asked.n_gpu_layers or 0)
+        return placement_of(found, self._asked, self._n_gpu_layers)
 
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = False

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -65,12 +66,14 @@ class Placement(Mapping[str, str]):
         devices: those that layers were to be offloaded to, and at last the CPU.
         n_gpu_layers: how many layers lie on devices, the output counted as one.
         n_layers: how many there are, the output counted as one.
+        session: the session that it is planned for; None of a loaded Model.
     """
 
     tensors: Mapping[str, str]
     devices: tuple[DevicePlacement, ...]
     n_gpu_layers: int
     n_layers: int
+    session: SessionSettings | None
 
     @property
     def fits(self) -> bool:
@@ -91,15 +94,16 @@ class Placement(Mapping[str, str]):
         """Returns everything as values that json.dumps takes; what `phiggml plan --json` prints.
 
         Returns:
-            Keys that stay: "n_gpu_layers", "n_layers", "fits", "faults", "devices" (each with
-            "name", "weights", "kv", "compute", "total", "budget" and "lacking", in bytes) and
-            "tensors" (name -> device).
+            Keys that stay: "n_gpu_layers", "n_layers", "fits", "faults", "session" (its settings,
+            or None), "devices" (each with "name", "weights", "kv", "compute", "total", "budget" and
+            "lacking", in bytes) and "tensors" (name -> device).
         """
         return {
             "n_gpu_layers": self.n_gpu_layers,
             "n_layers": self.n_layers,
             "fits": self.fits,
             "faults": list(self.faults),
+            "session": None if self.session is None else asdict(self.session),
             "devices": [
                 {**asdict(device), "total": device.total, "lacking": device.lacking}
                 for device in self.devices
@@ -130,13 +134,19 @@ class Placement(Mapping[str, str]):
             "",
             *columns([("tensors", "lie on"), *self.groups]),
             "",
-            f"{self._layers()}; all sizes in MiB.",
+            f"{self._layers()}{self._tokens()}; sizes are in MiB.",
             *self.faults,
         ]
         return "\n".join(lines)
 
     def _layers(self) -> str:
         return f"{self.n_gpu_layers} of {self.n_layers} layers offloaded"
+
+    def _tokens(self) -> str:
+        if self.session is None:
+            return ""
+        n_ctx, n_seq_max = self.session.n_ctx, self.session.n_seq_max
+        return f", n_ctx {n_ctx:,}" + (f" for each of {n_seq_max}" if n_seq_max > 1 else "")
 
 
 def plan_placement(
@@ -190,7 +200,8 @@ def plan_placement(
     with GGUFFile(name) as file:
         check_model(file, purpose="load")
         trial = planned(file, asked, session)
-    return placement_of(trial.found, asked, trial.asked.n_gpu_layers or 0)
+    plan = placement_of(trial.found, asked, trial.asked.n_gpu_layers or 0)
+    return replace(plan, session=trial.session)
 
 
 def planned(file: GGUFFile, asked: Offload, session: SessionSettings | None) -> Trial:
@@ -214,7 +225,7 @@ def placement_of(found: _core.placement.Placement, asked: Offload, n_gpu_layers:
     tensors = {name: devices_of[name] for name in sorted(devices_of, key=_order)}
     n_layers = 2 + max((_layer_of(name) for name in tensors), default=-1)
     n_offloaded = min(n_gpu_layers, n_layers) if n_gpu_layers >= 0 else n_layers
-    return Placement(MappingProxyType(tensors), tuple(rows), n_offloaded, n_layers)
+    return Placement(MappingProxyType(tensors), tuple(rows), n_offloaded, n_layers, None)
 
 
 def _layer_of(name: str) -> int:
@@ -252,9 +263,13 @@ def _groups(tensors: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 def _shown_layer(held: Mapping[str, str]) -> str:
     """The device of most of a layer's tensors, and what does not lie there."""
-    by_device = sorted(_by_device(held).items(), key=lambda item: -len(item[1]))
-    others = (f"{', '.join(names)} on {device}" for device, names in by_device[1:])
-    return "; ".join([by_device[0][0], *others])
+    ((most, _),) = Counter(held.values()).most_common(1)
+    others = (
+        f"{', '.join(names)} on {device}"
+        for device, names in _by_device(held).items()
+        if device != most
+    )
+    return "; ".join([most, *others])
 
 
 def _by_device(held: Mapping[str, str]) -> dict[str, list[str]]:
@@ -272,8 +287,8 @@ def _fault(device: DevicePlacement) -> str:
     remedy = (
         "Choose a smaller n_ctx, or a model of fewer bits per weight."
         if device.name == "CPU"
-        else 'Hold fewer layers there (n_gpu_layers="auto" finds how many), choose a smaller '
-        "n_ctx, or keep the KV cache on the CPU."
+        else 'Hold fewer layers there ("auto" finds how many), choose a smaller n_ctx, or keep the '
+        "KV cache on the CPU."
     )
     return (
         f"{device.name} lacks {_mib(device.lacking)} MiB: it needs {_mib(device.total)} and may "

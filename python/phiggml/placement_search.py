@@ -30,10 +30,12 @@ class Trial:
 
     Attributes:
         asked: what is to lie where.
+        session: the session to come, with its n_ctx.
         found: what that gives.
     """
 
     asked: Offload
+    session: SessionSettings
     found: _core.placement.Placement
 
 
@@ -46,7 +48,7 @@ def tried(file: GGUFFile, asked: Offload, session: SessionSettings) -> Trial:
         found = _core.placement.plan(core_model_settings(file, str(file.path), asked), settings)
     finally:
         forward_log()
-    return Trial(asked, found)
+    return Trial(asked, replace(session, n_ctx=settings.n_ctx), found)
 
 
 def fitted(file: GGUFFile, asked: Offload, session: SessionSettings) -> Trial:

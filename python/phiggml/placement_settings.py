@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Literal
 
 from phiggml import _core
@@ -167,18 +168,18 @@ def _parse_memory(value: object, name: str) -> int:
     Raises:
         InputError: it is neither, or more than 2^62.
     """
-    found = None
+    n_bytes = value
     if isinstance(value, str):
         pattern = r"(\d{1,20}(?:\.\d{1,9})?) ?([KMGT]?)(i?)B?"
         found = re.fullmatch(pattern, value.strip(), re.ASCII | re.IGNORECASE)
-    if found is not None:
-        unit = 1024 if found[3] else 1000
-        value = int(float(found[1]) * unit ** _PREFIXES[found[2].upper()])
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1 << 62:
+        if found is not None:
+            unit = 1024 if found[3] else 1000
+            n_bytes = int(Decimal(found[1]) * unit ** _PREFIXES[found[2].upper()])
+    if isinstance(n_bytes, bool) or not isinstance(n_bytes, int) or not 0 <= n_bytes <= 1 << 62:
         raise InputError(
             f'load: memory: {name} has {value!r}: it must be bytes, or a text such as "8GiB".'
         )
-    return value
+    return n_bytes
 
 
 def _positive(name: str, value: Any) -> int:
