@@ -63,6 +63,7 @@ void register_session(py::module_ & m) {
         .def_readwrite("type_k", &SessionSettings::type_k)
         .def_readwrite("type_v", &SessionSettings::type_v)
         .def_readwrite("flash_attn", &SessionSettings::flash_attn)
+        .def_readwrite("offload_kv", &SessionSettings::offload_kv)
         .def_readwrite("threads", &SessionSettings::threads);
     py::class_<Session>(sub, "Session")
         .def(py::init(&make_session), py::arg("model"), py::arg("settings"))

@@ -14,4 +14,5 @@ PYBIND11_MODULE(_core, m) {
     phiggml::register_session(m);
     phiggml::register_adapter(m);
     phiggml::register_embedder(m);
+    phiggml::register_placement(m);
 }

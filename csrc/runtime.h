@@ -39,8 +39,10 @@ class LogMark {
 public:
     using Words = std::function<std::string(std::string)>;
 
+    enum class Tells { of_work, of_a_trial };  // a trial's lines are logged at level debug
+
     // `words` puts each line into other words.
-    explicit LogMark(Words words = nullptr);
+    explicit LogMark(Words words = nullptr, Tells tells = Tells::of_work);
     ~LogMark();
     LogMark(const LogMark &) = delete;
     LogMark & operator=(const LogMark &) = delete;
@@ -50,6 +52,9 @@ public:
 
     // A line as a mark and those around it put it.
     static std::string heard(LogMark * mark, bool is_error, std::string text);
+
+    // Makes them lines of level debug: they tell of something that was only tried.
+    void quieten() const;
 
 private:
     Words words_;

@@ -59,6 +59,20 @@ void check_cache_type(int type, const char * name, std::int64_t head_size) {
                                                    std::to_string(block_size(type)) + ". Choose F16.");
 }
 
+// Upstream asserts that a device can work on what it is given to hold.
+void check_cache_device(const SessionSettings & s, const Model & model) {
+    if (!s.offload_kv) {
+        return;
+    }
+    if (const auto unfit = upstream::unfit_cache(*model.handle(), s.type_k, s.type_v, s.n_ctx * s.n_seq_max)) {
+        throw Error(ErrorKind::device, "session: " + unfit->device + " cannot take the " + unfit->name +
+                                           " of a layer, " + type_name(s.type_k) + "/" + type_name(s.type_v) + ", " +
+                                           std::to_string(unfit->n_bytes) +
+                                           " bytes in one piece. Choose a smaller n_ctx or other types, or pass "
+                                           "offload_kv=False.");
+    }
+}
+
 // A cache that the machine cannot hold would end the process when it is filled, not when it is asked for.
 void check_cache_size(const SessionSettings & s, const Model & model) {
     constexpr std::int64_t granularity = 256;  // upstream rounds each sequence's part up to it
@@ -109,7 +123,10 @@ void check(const SessionSettings & s, const Model & model) {
                     "session: this model reads one text to write another; phiggml runs decoder models, and those "
                     "that embed texts.");
     }
-    check_cache_size(s, model);
+    check_cache_device(s, model);
+    if (!model.no_alloc()) {
+        check_cache_size(s, model);
+    }
 }
 
 extern "C" bool is_cancelled(void * user_data) {
@@ -174,6 +191,7 @@ void Session::make_context() {
     parameters.flash_attn_type = !settings_.flash_attn          ? LLAMA_FLASH_ATTN_TYPE_AUTO
                                  : settings_.flash_attn.value() ? LLAMA_FLASH_ATTN_TYPE_ENABLED
                                                                 : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    parameters.offload_kqv = settings_.offload_kv;
     parameters.abort_callback = is_cancelled;
     parameters.abort_callback_data = &progress_;
     parameters.no_perf = true;

@@ -27,6 +27,7 @@ struct SessionSettings {
     int type_k = 1;  // ggml types of the KV cache
     int type_v = 1;
     std::optional<bool> flash_attn;  // none: as upstream decides
+    bool offload_kv = true;          // the cache of a layer lies where the layer does; else on the CPU
     int threads = 1;
 };
 
@@ -78,6 +79,7 @@ public:
     std::int64_t n_ctx() const { return settings_.n_ctx; }
     std::vector<std::int32_t> tokens(std::int64_t sequence) const;
     std::size_t n_tokens(std::int64_t sequence) const { return at(sequence).tokens.size(); }
+    const llama_context & context() const { return *context_; }
 
     // What it costs to append so many tokens, in bytes of weights to be read; tokens that are evaluated once more with
     // them count.

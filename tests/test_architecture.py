@@ -24,7 +24,7 @@ FLOORS = [
     {"quantization", "report", "pipeline", "source"},
     {"imatrix", "speed"},
     {"session"},
-    {"model", "adapter", "embedder"},
+    {"model", "adapter", "embedder", "placement"},
     {"quant", "gguf", "recipe", "comparison", "chat", "completion", "sampling", "embedding"},
     {"grammar"},
     {"json_schema"},

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from phiggml.grammar import Grammar
     from phiggml.imatrix import Imatrix, read_imatrix
     from phiggml.model import Model
+    from phiggml.placement import DevicePlacement, Placement, SessionSettings, plan_placement
     from phiggml.progress import Progress
     from phiggml.quantization import QuantizeOptions, Report, quantize_model
     from phiggml.recipe import Recipe, model_types
@@ -74,6 +75,7 @@ _HOMES = {
     "Completion": "completion",
     "ControlVector": "adapter",
     "ConversionReport": "conversion",
+    "DevicePlacement": "placement",
     "ExportReport": "conversion.export",
     "GGUFDiff": "gguf_diff",
     "GGUFEdit": "gguf_edit",
@@ -88,12 +90,14 @@ _HOMES = {
     "LoraAdapter": "adapter",
     "LoraReport": "conversion.lora",
     "Model": "model",
+    "Placement": "placement",
     "Progress": "progress",
     "QuantizeOptions": "quantization",
     "Recipe": "recipe",
     "Report": "quantization",
     "Sampling": "sampling",
     "Session": "session",
+    "SessionSettings": "placement",
     "Speed": "speed",
     "Timings": "completion",
     "ToolCall": "chat_tools",
@@ -112,6 +116,7 @@ _HOMES = {
     "hash_gguf": "gguf_hash",
     "merge_gguf": "gguf_split",
     "model_types": "recipe",
+    "plan_placement": "placement",
     "quantize_model": "quantization",
     "read_imatrix": "imatrix",
     "render_chat": "chat",
@@ -126,6 +131,7 @@ __all__ = [
     "ConversionReport",
     "Device",
     "DeviceError",
+    "DevicePlacement",
     "ExportReport",
     "FormatError",
     "GGUFDiff",
@@ -143,6 +149,7 @@ __all__ = [
     "LoraReport",
     "Model",
     "PhiggmlError",
+    "Placement",
     "Progress",
     "QuantType",
     "QuantizationError",
@@ -153,6 +160,7 @@ __all__ = [
     "Sampling",
     "Session",
     "SessionError",
+    "SessionSettings",
     "Speed",
     "Timings",
     "ToolCall",
@@ -174,6 +182,7 @@ __all__ = [
     "hash_gguf",
     "merge_gguf",
     "model_types",
+    "plan_placement",
     "quant_types",
     "quantization_error",
     "quantize",

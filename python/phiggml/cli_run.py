@@ -14,7 +14,7 @@ from typing import Any
 import phiggml as pg
 from phiggml.chat_tools import ToolCall
 from phiggml.cli_terminal import ProgressBar, murmur, note, pour, say_json
-from phiggml.session import DEFAULT_CONTEXT
+from phiggml.placement_settings import DEFAULT_CONTEXT
 
 __all__ = [
     "add_chat_arguments",

@@ -12,6 +12,7 @@ class SessionSettings:
     type_k: int
     type_v: int
     flash_attn: bool | None
+    offload_kv: bool
     threads: int
 
 class Session:
