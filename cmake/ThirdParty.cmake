@@ -100,18 +100,23 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     endforeach()
 endif()
 
-# ggml_cpu_ops.cpp #includes the ops.cpp that it replaces in each variant of the CPU backend, with that one's flags.
+# ggml_cpu_ops.cpp and ggml_cpu.c #include the ops.cpp and the ggml-cpu.c that they replace in each variant of the CPU
+# backend, with that one's flags.
 file(GLOB cpu_files CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/upstream/ggml_cpu_*.cpp)
 foreach(module IN LISTS PHIGGML_MODULES)
     if(module MATCHES "^ggml-cpu")
         get_target_property(cpu_sources ${module} SOURCES)
         set(kept ${cpu_sources})
-        list(FILTER kept EXCLUDE REGEX "(^|/)ggml-cpu/ops\\.cpp$")
-        if(kept STREQUAL cpu_sources)
-            message(FATAL_ERROR "phiggml: ${module} has no ops.cpp; the pinned tree is another one than expected")
+        list(FILTER kept EXCLUDE REGEX "(^|/)ggml-cpu/(ops\\.cpp|ggml-cpu\\.c)$")
+        list(LENGTH cpu_sources n_sources)
+        list(LENGTH kept n_kept)
+        math(EXPR n_replaced "${n_sources} - ${n_kept}")
+        if(NOT n_replaced EQUAL 2)
+            message(FATAL_ERROR "phiggml: ${module} has no ops.cpp or no ggml-cpu.c; the pinned tree is another one than "
+                                "expected")
         endif()
         set_target_properties(${module} PROPERTIES SOURCES "${kept}")
-        target_sources(${module} PRIVATE ${cpu_files})
+        target_sources(${module} PRIVATE ${cpu_files} ${PROJECT_SOURCE_DIR}/csrc/upstream/ggml_cpu.c)
     endif()
 endforeach()
 

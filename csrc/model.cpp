@@ -11,7 +11,6 @@
 #include "open_files.h"
 #include "runtime.h"
 #include "threads.h"
-#include "upstream/llama_model.h"
 
 namespace phiggml {
 
@@ -90,6 +89,10 @@ struct LoadParameters {
         parameters.load_mode = settings.use_mmap
                                    ? (settings.use_mlock ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MMAP)
                                    : (settings.use_mlock ? LLAMA_LOAD_MODE_MLOCK : LLAMA_LOAD_MODE_NONE);
+        if (settings.no_alloc) {
+            parameters.no_alloc = true;
+            parameters.load_mode = LLAMA_LOAD_MODE_NONE;  // upstream asserts that nothing is mapped
+        }
     }
 
     std::vector<ggml_backend_dev_t> devices;
@@ -104,6 +107,19 @@ llama_model * load_files(const OpenFiles & files, const llama_model_params & par
     }
     std::vector<const char *> names = files.names();
     return llama_model_load_from_splits(names.data(), names.size(), parameters);
+}
+
+// A model that a device cannot take, or has no room for, is not a bad one.
+void check_devices(const LogMark & mark) {
+    const auto says = [&](const char * words) { return mark.has_error_with(words); };
+    if (says("does not support split buffers")) {
+        throw Error(ErrorKind::device, "load: split_mode \"row\": " + mark.first_error() + " Choose \"layer\".");
+    }
+    if (says("unable to allocate") || says("out of memory") || says("OutOfDeviceMemory") || says("OutOfHostMemory")) {
+        throw Error(ErrorKind::device,
+                    "load: a device has no room for its share of the weights: " + mark.first_error() +
+                        " Hold fewer layers there (\"auto\" finds how many).");
+    }
 }
 
 extern "C" bool report_loading(float share, void * user_data) {
@@ -172,24 +188,29 @@ void Model::Free::operator()(llama_model * model) const {
     llama_model_free(model);
 }
 
-Model::Model(const ModelSettings & settings, Progress & progress) {
+Model::Model(const ModelSettings & settings, Progress & progress) : no_alloc_(settings.no_alloc) {
     LoadParameters load(settings);
     progress.total = 1000;
     load.parameters.progress_callback = report_loading;
     load.parameters.progress_callback_user_data = &progress;
-    const LogMark mark;
     const OpenFiles files(settings.files);
+    const LogMark mark([&](std::string text) { return files.with_paths(std::move(text)); });
     model_.reset(load_files(files, load.parameters));
-    mark.reword([&](std::string text) { return files.with_paths(std::move(text)); });
     if (!model_) {
         if (progress.stopped()) {
             throw Cancelled();
         }
+        check_devices(mark);
         throw Error::format("load: llama.cpp refuses this model: " + mark.first_error() +
                             " Convert the checkpoint anew, or see the \"phiggml\" log at level DEBUG.")
             .with_path(settings.path);
     }
-    if (!settings.files.empty()) {
+    if (const auto unfit = upstream::unfit_weight(*model_)) {
+        throw Error(ErrorKind::device, "load: tensor_overrides: " + unfit->device + " cannot take the " +
+                                           std::to_string(unfit->n_bytes) + " bytes of " + unfit->name +
+                                           " in one piece. Leave it on the CPU.");
+    }
+    if (!settings.files.empty() && !no_alloc_) {
         tokenizer_ = Tokenizer::make(llama_model_get_vocab(model_.get()), *settings.files[0]);
         end_tokens_ = further_end_tokens(*settings.files[0]);
     }
@@ -373,8 +394,8 @@ std::string Model::description() const {
     return text;
 }
 
-std::vector<std::pair<std::string, std::string>> Model::placement() const {
-    return upstream::tensor_devices(*model_);
+std::vector<upstream::TensorPlace> Model::placement() const {
+    return upstream::tensor_places(*model_);
 }
 
 }  // namespace phiggml

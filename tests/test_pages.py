@@ -32,7 +32,7 @@ def quotes() -> list[str]:
 
 def sources() -> list[str]:
     texts: list[str] = []
-    for name in ("plugin", "runtime", "model", "cli_doctor", "cli_self_test"):
+    for name in ("__init__", "plugin", "runtime", "model", "cli_doctor", "cli_self_test"):
         texts += said.of_python(PACKAGE / f"{name}.py")
     for name in ("runtime", "model", "session", "kernel_set"):
         file = ROOT / "csrc" / f"{name}.cpp"
@@ -43,8 +43,8 @@ def sources() -> list[str]:
 def must_be_told() -> Iterator[str]:
     """What somebody who looks for help will have read."""
     yield from runtime._SENTENCES.values()
-    errors = frozenset({"_FaultError", "CheckError", "DeviceError"})
-    for name in ("plugin", "runtime", "model", "cli_doctor", "cli_self_test"):
+    errors = frozenset({"ImportError", "_FaultError", "CheckError", "DeviceError"})
+    for name in ("__init__", "plugin", "runtime", "model", "cli_doctor", "cli_self_test"):
         yield from said.of_calls(PACKAGE / f"{name}.py", errors)
     for name in ("runtime", "kernel_set"):
         yield from said.of_cpp_errors(ROOT / "csrc" / f"{name}.cpp", "device")
