@@ -62,12 +62,11 @@ LoraAdapter::LoraAdapter(std::shared_ptr<const Model> model, const std::shared_p
                          std::size_t n_pairs)
     : model_(std::move(model)), n_pairs_(n_pairs), adapter_(nullptr, Free{model_.get()}) {
     const OpenFiles files({file});
-    const LogMark mark;
+    const LogMark mark([&](std::string text) { return files.with_paths(std::move(text)); });
     {
         const std::unique_lock<std::shared_mutex> lock(model_->adapters_mutex());
         adapter_.reset(load(model_->handle(), files));
     }
-    mark.reword([&](std::string text) { return files.with_paths(std::move(text)); });
     if (!adapter_) {
         const std::string path = file->source().name();
         const std::string complaint = mark.first_error();
