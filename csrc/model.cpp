@@ -116,9 +116,8 @@ void check_devices(const LogMark & mark) {
         throw Error(ErrorKind::device, "load: split_mode \"row\": " + mark.first_error() + " Choose \"layer\".");
     }
     if (says("unable to allocate") || says("out of memory") || says("OutOfDeviceMemory") || says("OutOfHostMemory")) {
-        throw Error(ErrorKind::device,
-                    "load: a device has no room for its share of the weights: " + mark.first_error() +
-                        " Hold fewer layers there (\"auto\" finds how many).");
+        throw Error(ErrorKind::device, "load: a device has no room for its share of the weights: " +
+                                           mark.first_error() + " Hold fewer layers there (\"auto\" finds how many).");
     }
 }
 

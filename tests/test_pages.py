@@ -30,9 +30,12 @@ def quotes() -> list[str]:
     return found
 
 
+PYTHON_FILES = ("plugin", "runtime", "model", "placement_settings", "cli_doctor", "cli_self_test")
+
+
 def sources() -> list[str]:
     texts: list[str] = []
-    for name in ("plugin", "runtime", "model", "cli_doctor", "cli_self_test"):
+    for name in PYTHON_FILES:
         texts += said.of_python(PACKAGE / f"{name}.py")
     for name in ("runtime", "model", "session", "kernel_set"):
         file = ROOT / "csrc" / f"{name}.cpp"
@@ -44,7 +47,7 @@ def must_be_told() -> Iterator[str]:
     """What somebody who looks for help will have read."""
     yield from runtime._SENTENCES.values()
     errors = frozenset({"_FaultError", "CheckError", "DeviceError"})
-    for name in ("plugin", "runtime", "model", "cli_doctor", "cli_self_test"):
+    for name in PYTHON_FILES:
         yield from said.of_calls(PACKAGE / f"{name}.py", errors)
     for name in ("runtime", "kernel_set"):
         yield from said.of_cpp_errors(ROOT / "csrc" / f"{name}.cpp", "device")
