@@ -44,6 +44,7 @@ void register_runtime(py::module_ & m) {
             return py::make_tuple(backend.loaded, backend.n_devices, message_text(backend.complaint));
         },
         py::arg("path"));
+    sub.def("is_whole", [](const py::bytes & library) { return is_whole(library); }, py::arg("library"));
     sub.def("build_id", &build_id);
     sub.def("list_devices", [] { return call_released([] { return list_devices(); }); });
     sub.def("cpu_module", [] { return message_text(cpu_module()); });

@@ -192,10 +192,9 @@ Model::Model(const ModelSettings & settings, Progress & progress) : no_alloc_(se
     progress.total = 1000;
     load.parameters.progress_callback = report_loading;
     load.parameters.progress_callback_user_data = &progress;
-    const LogMark mark;
     const OpenFiles files(settings.files);
+    const LogMark mark([&](std::string text) { return files.with_paths(std::move(text)); });
     model_.reset(load_files(files, load.parameters));
-    mark.reword([&](std::string text) { return files.with_paths(std::move(text)); });
     if (!model_) {
         if (progress.stopped()) {
             throw Cancelled();
@@ -327,6 +326,22 @@ std::string Model::piece(std::int32_t token, bool special) const {
     return text;
 }
 
+const TokenPieces & Model::pieces() const {
+    std::call_once(pieces_made_, [this] {
+        std::vector<std::string> texts(static_cast<std::size_t>(n_vocab()));
+        std::vector<std::int32_t> end_tokens;
+        for (std::int32_t token = 0; token < n_vocab(); ++token) {
+            if (is_end_of_generation(token)) {
+                end_tokens.push_back(token);
+            } else if (!is_control(token)) {
+                texts[static_cast<std::size_t>(token)] = piece(token, false);
+            }
+        }
+        pieces_ = std::make_unique<const TokenPieces>(texts, std::move(end_tokens));
+    });
+    return *pieces_;
+}
+
 bool Model::is_end_of_generation(std::int32_t token) const {
     return end_tokens_.count(token) > 0 || llama_vocab_is_eog(llama_model_get_vocab(model_.get()), token);
 }
@@ -353,6 +368,9 @@ std::uint64_t Model::n_params() const {
 }
 std::uint64_t Model::n_bytes() const {
     return llama_model_size(model_.get());
+}
+bool Model::has_vocabulary() const {
+    return llama_vocab_type(llama_model_get_vocab(model_.get())) != LLAMA_VOCAB_TYPE_NONE;
 }
 bool Model::has_decoder() const {
     return llama_model_has_decoder(model_.get()) && !llama_model_has_encoder(model_.get());

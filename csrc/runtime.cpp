@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cctype>
+#include <cstring>
 #include <deque>
 #include <filesystem>
+#include <fstream>
 #include <mutex>
 #include <string_view>
 
@@ -21,14 +23,13 @@ namespace {
 
 class LogRing {
 public:
-    void add(ggml_log_level level, const char * text) {
+    void add(ggml_log_level level, const std::string & text) {
         const std::lock_guard<std::mutex> lock(mutex_);
         if (level == GGML_LOG_LEVEL_CONT && !records_.empty()) {
             records_.back().text += text;
             return;
         }
         records_.push_back({python_level(level, text), text});
-        ++n_added_;
         if (records_.size() > capacity) {
             records_.pop_front();
         }
@@ -42,33 +43,8 @@ public:
         return taken;
     }
 
-    std::uint64_t position() {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        return n_added_;
-    }
-
-    // The first that holds these words.
-    std::string first_error_since(std::uint64_t position, const std::string & words = "") {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        const auto is_error = [&](const LogRecord & record) {
-            return record.level >= 40 && record.text.find(words) != std::string::npos;
-        };
-        const auto found = std::find_if(first_since(position), records_.end(), is_error);
-        return found == records_.end() ? "" : found->text;
-    }
-
-    void change_since(std::uint64_t position, const std::function<void(LogRecord &)> & change) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        std::for_each(first_since(position), records_.end(), change);
-    }
-
 private:
     static constexpr std::size_t capacity = 4096;
-
-    std::deque<LogRecord>::iterator first_since(std::uint64_t position) {
-        const auto n_new = std::min<std::uint64_t>(n_added_ - position, records_.size());
-        return records_.end() - static_cast<std::ptrdiff_t>(n_new);
-    }
 
     static int python_level(ggml_log_level level, std::string_view text) {
         // A session asks for that; it is no warning.
@@ -83,7 +59,6 @@ private:
 
     std::mutex mutex_;
     std::deque<LogRecord> records_;
-    std::uint64_t n_added_ = 0;
 };
 
 // Never destroyed: it outlives every static destructor that may still log.
@@ -101,9 +76,14 @@ extern "C" void renew_ring() {
     current_ring() = new LogRing;
 }
 
+// The innermost one of this thread.
+thread_local LogMark * current_mark = nullptr;
+
 extern "C" void add_to_ring(ggml_log_level level, const char * text, void *) {
     try {
-        log_ring().add(level, text);
+        std::string line = LogMark::heard(current_mark, level == GGML_LOG_LEVEL_ERROR, text);
+        const bool quiet = LogMark::is_trial(current_mark) && level != GGML_LOG_LEVEL_CONT;
+        log_ring().add(quiet ? GGML_LOG_LEVEL_DEBUG : level, std::move(line));
     } catch (...) {  // a lost line is better than an exception in a C frame
     }
 }
@@ -138,8 +118,16 @@ bool is_cpu_module(const std::filesystem::path & file) {
     return is_module(file, "libggml-cpu") || is_module(file, "ggml-cpu");
 }
 
+void check_whole(const std::filesystem::path & cpu_module) {
+    if (!is_whole(cpu_module.string())) {
+        throw Error(ErrorKind::device,
+                    "load: " + cpu_module.string() + ": this CPU module is cut off. Reinstall phiggml.");
+    }
+}
+
 // How well a CPU module fits this machine, by its own word; 0 where it does not run here.
 int score_of(const std::filesystem::path & file) {
+    check_whole(file);
     void * module = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (module == nullptr) {
         return 0;
@@ -178,6 +166,7 @@ void load_cpu(const std::filesystem::path & folder, const std::string & variant)
         const std::string ending = "ggml-cpu-" + variant;
         if (is_cpu_module(file) && stem.size() >= ending.size() &&
             stem.compare(stem.size() - ending.size(), ending.size(), ending) == 0) {
+            check_whole(file);
             if (ggml_backend_load(file.string().c_str()) != nullptr) {
                 return;
             }
@@ -214,25 +203,48 @@ void capture_log() {
 }
 
 void log_debug(const std::string & text) {
-    log_ring().add(GGML_LOG_LEVEL_DEBUG, text.c_str());
+    log_ring().add(GGML_LOG_LEVEL_DEBUG, text);
 }
 
 std::vector<LogRecord> take_log() {
     return log_ring().take();
 }
 
-LogMark::LogMark() : position_(log_ring().position()) {}
+LogMark::LogMark(Words words, Tells tells) : words_(std::move(words)), tells_(tells), outer_(current_mark) {
+    current_mark = this;
+}
 
-bool LogMark::has_error() const {
-    return has_error_with("");
+LogMark::~LogMark() {
+    current_mark = outer_;
+}
+
+std::string LogMark::heard(LogMark * mark, bool is_error, std::string text) {
+    for (; mark != nullptr; mark = mark->outer_) {
+        text = mark->words_ ? mark->words_(std::move(text)) : text;
+        constexpr std::size_t most_errors = 64;
+        if (is_error && mark->errors_.size() < most_errors) {
+            mark->errors_.push_back(text);
+        }
+    }
+    return text;
+}
+
+bool LogMark::is_trial(const LogMark * mark) {
+    for (; mark != nullptr; mark = mark->outer_) {
+        if (mark->tells_ == Tells::of_a_trial) {
+            return true;
+        }
+    }
+    return false;
 }
 
 bool LogMark::has_error_with(const std::string & words) const {
-    return !log_ring().first_error_since(position_, words).empty();
+    const auto holds = [&](const std::string & error) { return error.find(words) != std::string::npos; };
+    return std::any_of(errors_.begin(), errors_.end(), holds);
 }
 
 std::string LogMark::first_error() const {
-    std::string text = log_ring().first_error_since(position_);
+    std::string text = errors_.empty() ? "" : errors_.front();
     while (!text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) {
         text.pop_back();
     }
@@ -240,14 +252,6 @@ std::string LogMark::first_error() const {
         return "it does not say why.";
     }
     return text.back() == '.' ? text : text + ".";
-}
-
-void LogMark::reword(const std::function<std::string(std::string)> & words) const {
-    log_ring().change_since(position_, [&](LogRecord & record) { record.text = words(std::move(record.text)); });
-}
-
-void LogMark::quieten() const {
-    log_ring().change_since(position_, [](LogRecord & record) { record.level = 10; });
 }
 
 void load_backends(const std::string & folder, const std::string & cpu_variant) {
@@ -261,12 +265,50 @@ void load_backends(const std::string & folder, const std::string & cpu_variant) 
     // Upstream loads whatever lies in the current directory once it finds no backend registered: ours come first.
     load_cpu(folder, cpu_variant);
     for (const auto & file : modules_in(folder)) {
-        if (!is_cpu_module(file)) {
+        if (is_cpu_module(file)) {
+            continue;
+        }
+        if (is_whole(file.string())) {
             ggml_backend_load(file.string().c_str());  // a driver that is missing is no fault: the log says why
+        } else {
+            log_ring().add(GGML_LOG_LEVEL_ERROR, "load: " + file.string() + ": it is cut off.\n");
         }
     }
     llama_backend_init();
     loaded = true;
+}
+
+// System V ABI, "ELF Header" and "Program Header", of 64 bits and little-endian.
+bool is_whole(const std::string & library) {
+    constexpr char elf64_little[] = {0x7f, 'E', 'L', 'F', 2, 1};
+    constexpr std::size_t header_bytes = 64, segment_bytes = 56;
+    std::ifstream file(library, std::ios::binary | std::ios::ate);
+    const auto n_bytes = static_cast<std::uint64_t>(std::max<std::streamoff>(file.tellg(), 0));
+    char header[header_bytes];
+    if (!file.seekg(0).read(header, header_bytes) || std::memcmp(header, elf64_little, sizeof elf64_little) != 0) {
+        return true;  // the loader says what it thinks of anything else
+    }
+    const auto number = [](const char * bytes, std::size_t n) {
+        std::uint64_t value = 0;
+        while (n-- > 0) {
+            value = value << 8 | static_cast<unsigned char>(bytes[n]);
+        }
+        return value;
+    };
+    if (number(header + 54, 2) != segment_bytes || !file.seekg(static_cast<std::streamoff>(number(header + 32, 8)))) {
+        return false;
+    }
+    char segment[segment_bytes];
+    for (std::uint64_t n_left = number(header + 56, 2); n_left > 0; --n_left) {
+        if (!file.read(segment, segment_bytes)) {
+            return false;
+        }
+        const std::uint64_t start = number(segment + 8, 8), size = number(segment + 32, 8);
+        if (start > n_bytes || size > n_bytes - start) {
+            return false;
+        }
+    }
+    return true;
 }
 
 LoadedBackend load_backend(const std::string & path) {

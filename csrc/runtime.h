@@ -33,27 +33,42 @@ void log_debug(const std::string & text);
 // Takes what the ring holds. Old lines fall out when nobody takes them.
 std::vector<LogRecord> take_log();
 
-// Remembers where the log stands, to say afterwards what upstream complained of. Takes nothing out of the ring.
+// While one exists, it hears what upstream says on its thread, to tell afterwards what that complained of. Other
+// threads have marks of their own, and take lines out of the ring as they like.
 class LogMark {
 public:
-    LogMark();
-    bool has_error() const;
+    using Words = std::function<std::string(std::string)>;
+
+    enum class Tells { of_work, of_a_trial };  // a trial's lines are logged at level debug
+
+    // `words` puts each line into other words.
+    explicit LogMark(Words words = nullptr, Tells tells = Tells::of_work);
+    ~LogMark();
+    LogMark(const LogMark &) = delete;
+    LogMark & operator=(const LogMark &) = delete;
+
+    bool has_error() const { return !errors_.empty(); }
     bool has_error_with(const std::string & words) const;
     std::string first_error() const;  // a sentence; what follows a first error mostly repeats it
 
-    // Puts the lines since then into other words.
-    void reword(const std::function<std::string(std::string)> & words) const;
-
-    // Makes them lines of level debug: they tell of something that was only tried.
-    void quieten() const;
+    // A line as a mark and those around it put it.
+    static std::string heard(LogMark * mark, bool is_error, std::string text);
+    static bool is_trial(const LogMark * mark);
 
 private:
-    std::uint64_t position_;
+    Words words_;
+    Tells tells_;
+    LogMark * outer_;
+    std::vector<std::string> errors_;
 };
 
 // Loads the CPU module and every other backend module in `folder`, once; later calls do nothing. `cpu_variant`
 // names one CPU module ("haswell"), or is empty for the one that fits best. Nothing outside `folder` is looked at.
 void load_backends(const std::string & folder, const std::string & cpu_variant);
+
+// Whether all segments of a shared library are in its file. The system's loader maps what is missing, and the process
+// dies of SIGBUS when it looks there.
+bool is_whole(const std::string & library);
 
 struct LoadedBackend {
     bool loaded;

@@ -8,7 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "adapter.h"
 #include "arch/long_rope.h"
+#include "embedder.h"
 #include "model.h"
 #include "progress.h"
 #include "sampling.h"
@@ -39,7 +41,7 @@ public:
     // That one thread is inside. Whoever calls eval, prefill or truncate holds one; the others make their own.
     class Use {
     public:
-        explicit Use(const Session & session);
+        explicit Use(const Session & session, bool may_be_closed = false);
         ~Use();
         Use(const Use &) = delete;
         Use & operator=(const Use &) = delete;
@@ -62,11 +64,18 @@ public:
     // Chooses a token from the last logits; does not append it.
     std::int32_t sample(Sampler & sampler);
 
+    // What is in the context was computed otherwise: the next call evaluates it again.
+    void set_lora(std::vector<ScaledLora> loras);
+    void set_control_vector(ControlVector vector);
+
+    // The vectors of texts, which have nothing to do with what is in the context. Whoever calls it holds a Use.
+    std::vector<float> embed(const EmbedRequest & request, Progress & progress);
+
     void reset();
     void reset(std::int64_t sequence);
     void close();
 
-    bool closed() const { return context_ == nullptr; }
+    bool closed() const { return closed_; }
     std::int64_t n_ctx() const { return settings_.n_ctx; }
     std::vector<std::int32_t> tokens(std::int64_t sequence) const;
     std::size_t n_tokens(std::int64_t sequence) const { return at(sequence).tokens.size(); }
@@ -89,6 +98,8 @@ private:
     void keep(std::int64_t sequence, std::size_t n_tokens);
     arch::RopeSide rope_side(std::size_t n_total) const;
     void choose_rope_side(std::int64_t sequence, std::size_t n_total);
+    void make_context();
+    void evaluate_anew();
     const Sequence & at(std::int64_t sequence) const;
     void attach_threadpool();
     void free();
@@ -106,11 +117,18 @@ private:
     std::uint64_t n_bytes_;
     std::uint64_t generation_;                                     // of the process
     std::unique_ptr<ggml_threadpool, FreeThreadpool> threadpool_;  // outlives the context that it is attached to
+    std::vector<ScaledLora> loras_;                                // as long as the context that they are applied to
+    ControlVector control_vector_;
+    bool control_vector_failed_ = false;
     std::unique_ptr<llama_context, FreeContext> context_;
+    std::unique_ptr<Embedder> embedder_;  // made when it is first asked for
+    bool generates_ = false;              // else it embeds texts only
+    bool plans_anew_ = false;             // upstream will, at the next decode
     std::vector<Sequence> sequences_;
     std::size_t rope_line_;
     bool has_logits_ = false;
     std::atomic<Progress *> progress_{nullptr};  // of the call under way; the abort callback reads it
+    std::atomic<bool> closed_{false};
     mutable std::atomic<bool> in_use_{false};
 };
 

@@ -19,6 +19,7 @@ from made_up_plugins import described, install
 from phiggml import _core, cli_doctor, cli_self_test
 from phiggml.cli_self_test import CheckError
 
+_UNSET = "Unset it to let the best one be chosen."
 CHECKS = ("backends", "processor", "arrays", "products", "demo model")
 
 
@@ -173,7 +174,11 @@ def test_a_terminal_of_80_columns_is_enough(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_cpu_variant_that_is_no_text_is_a_finding() -> None:
     code, document = report(PHIGGML_CPU_VARIANT="\udcff")
     assert code == 1
-    assert "PHIGGML_CPU_VARIANT=\\udcff: no such CPU" in found(document)["backends"]["detail"]
+    checks = found(document)
+    assert "PHIGGML_CPU_VARIANT=\\udcff: no such CPU" in checks["backends"]["detail"]
+    # What is not set need not be installed anew.
+    assert {checks[name]["remedy"] for name in CHECKS} == {_UNSET}
+    assert not any(_UNSET in checks[name]["detail"] for name in CHECKS)
 
 
 # devices ------------------------------------------------------------------------------------------

@@ -30,7 +30,15 @@ def quotes() -> list[str]:
     return found
 
 
-PYTHON_FILES = ("plugin", "runtime", "model", "placement_settings", "cli_doctor", "cli_self_test")
+PYTHON_FILES = (
+    "__init__",
+    "plugin",
+    "runtime",
+    "model",
+    "placement_settings",
+    "cli_doctor",
+    "cli_self_test",
+)
 
 
 def sources() -> list[str]:
@@ -46,7 +54,7 @@ def sources() -> list[str]:
 def must_be_told() -> Iterator[str]:
     """What somebody who looks for help will have read."""
     yield from runtime._SENTENCES.values()
-    errors = frozenset({"_FaultError", "CheckError", "DeviceError"})
+    errors = frozenset({"ImportError", "_FaultError", "CheckError", "DeviceError"})
     for name in PYTHON_FILES:
         yield from said.of_calls(PACKAGE / f"{name}.py", errors)
     for name in ("runtime", "kernel_set"):

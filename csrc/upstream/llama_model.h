@@ -1,7 +1,8 @@
 // What llama_model.cpp adds to the llama library: where each tensor of a model lies, what a context takes beside it,
-// and how long a model's heads are.
+// how long its heads are, and what upstream's graph of it leaves out.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -48,5 +49,21 @@ struct HeadSizes {
 
 // Of the first layer.
 PHIGGML_UPSTREAM_API HeadSizes head_sizes(const llama_model & model);
+
+// How many tensors the adapters of one context may change together, which upstream's graphs of some architectures have
+// no room of their own for.
+PHIGGML_UPSTREAM_API std::size_t most_adapted_tensors(const llama_model & model);
+
+// Whether each token attends to those before it alone.
+PHIGGML_UPSTREAM_API bool is_causal(const llama_model & model);
+
+// Whether the file says how a text's vector is made of its tokens'.
+PHIGGML_UPSTREAM_API bool has_pooling_type(const llama_model & model);
+
+// How many positions a learned table of them has; beyond it upstream ends the process. INT64_MAX where there is none.
+PHIGGML_UPSTREAM_API std::int64_t most_positions(const llama_model & model);
+
+// Whether upstream's graph adds control vectors.
+PHIGGML_UPSTREAM_API bool adds_control_vectors(const llama_model & model);
 
 }  // namespace phiggml::upstream

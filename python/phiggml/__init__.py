@@ -5,6 +5,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+try:
+    # Where it is absent, Python takes the folder of its stubs for a package.
+    if importlib.import_module("phiggml._core").__file__ is None:
+        raise ImportError("there is none for this Python")
+except ImportError as failure:
+    if str(failure).startswith("import: "):  # its own sentence
+        raise
+    raise ImportError(
+        f"import: {__path__[0]}: the compiled half of phiggml does not load: {failure}. "
+        "Reinstall phiggml; from source, if wheels do not run here.",
+        name=failure.name,
+        path=failure.path,
+    ) from failure
+
 from phiggml.errors import (
     DeviceError,
     FormatError,
@@ -25,6 +39,7 @@ from phiggml.quant import (
 from phiggml.runtime import Device, devices
 
 if TYPE_CHECKING:
+    from phiggml.adapter import ControlVector, LoraAdapter
     from phiggml.chat import render_chat
     from phiggml.chat_tools import ToolCall
     from phiggml.comparison import TypeComparison, compare_types
@@ -41,6 +56,7 @@ if TYPE_CHECKING:
     from phiggml.gguf_split import merge_gguf, split_gguf
     from phiggml.gguf_value import GGUFValue
     from phiggml.gguf_verify import GGUFVerification, verify_gguf
+    from phiggml.grammar import Grammar
     from phiggml.imatrix import Imatrix, read_imatrix
     from phiggml.model import Model
     from phiggml.placement import DevicePlacement, Placement, SessionSettings, plan_placement
@@ -49,6 +65,7 @@ if TYPE_CHECKING:
     from phiggml.recipe import Recipe, model_types
     from phiggml.sampling import Sampling
     from phiggml.session import Session
+    from phiggml.speed import Speed, benchmark_model
 
 __version__ = "0.1.0"
 
@@ -56,6 +73,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Chunk": "completion",
     "Completion": "completion",
+    "ControlVector": "adapter",
     "ConversionReport": "conversion",
     "DevicePlacement": "placement",
     "ExportReport": "conversion.export",
@@ -67,7 +85,9 @@ _HOMES = {
     "GGUFValue": "gguf_value",
     "GGUFVerification": "gguf_verify",
     "GGUFWriter": "gguf",
+    "Grammar": "grammar",
     "Imatrix": "imatrix",
+    "LoraAdapter": "adapter",
     "LoraReport": "conversion.lora",
     "Model": "model",
     "Placement": "placement",
@@ -78,9 +98,11 @@ _HOMES = {
     "Sampling": "sampling",
     "Session": "session",
     "SessionSettings": "placement",
+    "Speed": "speed",
     "Timings": "completion",
     "ToolCall": "chat_tools",
     "TypeComparison": "comparison",
+    "benchmark_model": "speed",
     "compare_types": "comparison",
     "convert": "conversion",
     "convert_lora": "conversion.lora",
@@ -105,6 +127,7 @@ _HOMES = {
 __all__ = [
     "Chunk",
     "Completion",
+    "ControlVector",
     "ConversionReport",
     "Device",
     "DeviceError",
@@ -119,8 +142,10 @@ __all__ = [
     "GGUFValue",
     "GGUFVerification",
     "GGUFWriter",
+    "Grammar",
     "Imatrix",
     "InputError",
+    "LoraAdapter",
     "LoraReport",
     "Model",
     "PhiggmlError",
@@ -136,10 +161,12 @@ __all__ = [
     "Session",
     "SessionError",
     "SessionSettings",
+    "Speed",
     "Timings",
     "ToolCall",
     "TypeComparison",
     "UnsupportedError",
+    "benchmark_model",
     "compare_types",
     "convert",
     "convert_lora",

@@ -30,6 +30,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import NoReturn
 
 import phiggml as pg
+from phiggml.cli_bench import add_bench
 from phiggml.cli_chat import add_chat
 from phiggml.cli_compare import add_compare
 from phiggml.cli_convert import add_convert, add_quantize
@@ -65,6 +66,7 @@ _VERBS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...] =
     ("plan", add_plan, "show which tensor would go where, and what each device needs"),
     ("run", add_run, "answer a prompt"),
     ("chat", add_chat, "talk with a model"),
+    ("bench", add_bench, "measure how fast a model reads and writes here"),
     ("inspect", add_inspect, "show what a GGUF file holds"),
     ("compare", add_compare, "measure what each quant type does to a tensor or a file"),
     ("gguf", add_gguf, "edit, compare, check, split, merge and export GGUF files"),

@@ -35,6 +35,12 @@ _REINSTALL = "Reinstall phiggml; from source, if wheels do not run here."
 _HERE = "Reinstall phiggml from source, on this machine."
 _UPDATE = "Update the driver of this device, or do not use it."
 _REBUILD = "Install what it names, or build phiggml without this backend."
+# Errors that say themselves what to do.
+_OWN_REMEDIES = (
+    "Unset it to let the best one be chosen.",
+    "Reinstall phiggml from source.",
+    "Reinstall phiggml.",
+)
 _REQUIRED = ("numpy", "jinja2", "tqdm")
 _EXTRAS = {"huggingface_hub": "hub", "fsspec": "remote", "matplotlib": "plot"}
 # What changes which devices there are.
@@ -177,7 +183,9 @@ def _found(name: str, check: Callable[[], str], remedy: str) -> _Finding:
     try:
         return _Finding(name, True, check())
     except (CheckError, pg.PhiggmlError, OSError, MemoryError) as failure:
-        return _Finding(name, False, str(failure) or type(failure).__name__, remedy)
+        said = str(failure) or type(failure).__name__
+        own = next((own for own in _OWN_REMEDIES if said.endswith(f" {own}")), "")
+        return _Finding(name, False, said.removesuffix(f" {own}"), own or remedy)
 
 
 def _devices_found() -> list[pg.Device]:

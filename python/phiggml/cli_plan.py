@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import phiggml as pg
-from phiggml.cli_run import gpu_layers
+from phiggml.cli_run import layers_on_gpus
 from phiggml.cli_terminal import say, say_json
 from phiggml.placement_settings import DEFAULT_CONTEXT
 
@@ -20,7 +20,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="MODEL.gguf", help="a GGUF model, or any part of a split one")
     add(
         "--n-gpu-layers",
-        type=gpu_layers,
+        type=layers_on_gpus,
         default="auto",
         metavar="N",
         help="layers to hold on GPUs: a number, all, or auto: as many as fit (default %(default)s)",

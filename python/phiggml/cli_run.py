@@ -20,7 +20,7 @@ __all__ = [
     "add_chat_arguments",
     "add_model_arguments",
     "add_run",
-    "gpu_layers",
+    "layers_on_gpus",
     "open_session",
     "read_tools",
     "room_for_answer",
@@ -68,7 +68,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--n-gpu-layers",
-        type=gpu_layers,
+        type=layers_on_gpus,
         default="auto",
         metavar="N",
         help="layers to hold on GPUs: a number, all, or auto: as many as fit (default %(default)s)",
@@ -186,8 +186,8 @@ def speeds(last: pg.Chunk) -> str:
     )
 
 
-def gpu_layers(text: str) -> int | str:
-    """A number, "all" or "auto": what `type=` of an argument takes."""
+def layers_on_gpus(text: str) -> int | str:
+    """What --n-gpu-layers takes."""
     if text in ("auto", "all"):
         return text
     try:

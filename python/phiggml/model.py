@@ -284,6 +284,7 @@ class Model:
             "unknown": "unk_token",
             "padding": "pad_token",
         }
+        self._open()
         tokens = self.metadata.get("tokenizer.ggml.tokens", ())
         special = {}
         for key, name in names.items():

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import logging
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,9 +28,6 @@ _MOST_ID = 64
 _CHOICE = "PHIGGML_BACKENDS"
 # What comes of reading metadata that is damaged.
 _DAMAGE = (AttributeError, LookupError, OSError, TypeError, ValueError)
-# e_phoff, e_phentsize and e_phnum; p_offset and p_filesz.
-_ELF_HEADER = struct.Struct("<32sQ14xHH4x")
-_ELF_SEGMENT = struct.Struct("<8xQ16xQ16x")
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,7 @@ def _library(package: str) -> tuple[Path, tuple[str, ...]]:
         )
     try:
         is_there = Path(name).name == name and (folder / name).is_file()
-        is_whole = is_there and _is_whole(folder / name)
+        is_whole = is_there and _core.runtime.is_whole(os.fsencode(folder / name))
     except (OSError, ValueError):  # a name that is too long, a file that may not be read
         is_there = is_whole = False
     if not is_there:
@@ -185,24 +181,3 @@ def _described(file: Path) -> tuple[str, str, tuple[str, ...]]:
 
 def _is_word(library: object) -> bool:
     return isinstance(library, str) and library.isidentifier()
-
-
-def _is_whole(library: Path) -> bool:
-    """Whether all segments of a 64-bit ELF file are in it.
-
-    The system's loader maps what is missing, and the process dies of SIGBUS when it looks there.
-
-    Source:
-        System V ABI, "ELF Header" and "Program Header" (little-endian).
-    """
-    with library.open("rb") as file:
-        header = file.read(_ELF_HEADER.size)
-        if len(header) < _ELF_HEADER.size or not header.startswith(b"\x7fELF\x02\x01"):
-            return True  # the loader says what it thinks of anything else
-        _, offset, entry_bytes, n_entries = _ELF_HEADER.unpack(header)
-        n_bytes = file.seek(0, os.SEEK_END)
-        file.seek(offset)
-        table = file.read(entry_bytes * n_entries)
-    if entry_bytes != _ELF_SEGMENT.size or len(table) < entry_bytes * n_entries:
-        return False
-    return all(start + size <= n_bytes for start, size in _ELF_SEGMENT.iter_unpack(table))

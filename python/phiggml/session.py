@@ -19,6 +19,7 @@ from phiggml.model import Model, Tokens, marker_tokens, token_array
 from phiggml.placement_settings import SessionSettings
 from phiggml.runtime import forward_log, thread_count
 from phiggml.sampling import Sampling
+from phiggml.session_adapted import AdaptedSession
 
 __all__ = ["Session"]
 
@@ -28,7 +29,7 @@ SMALL_MODEL = 32 << 20
 """Bytes of weights up to which threads=None is one thread (docs/decisions.md, 2026-11-22)."""
 
 
-class Session:
+class Session(AdaptedSession):
     """A context over a model: what it has read so far, and the memory for that.
 
     Args:
@@ -82,6 +83,7 @@ class Session:
             core_model = self._model._open()
             settings = asked._core_settings(core_model.n_ctx_train)
             settings.threads = _threads(threads, core_model.n_bytes)
+            self._n_threads = settings.threads
             self._core = _core.session.Session(core_model, settings)
         except BaseException:
             if self._owns_model:
@@ -99,6 +101,11 @@ class Session:
     def n_ctx(self) -> int:
         """Tokens that a sequence may have."""
         return self._core.n_ctx
+
+    @property
+    def threads(self) -> int:
+        """Threads that it computes with."""
+        return self._n_threads
 
     @property
     def tokens(self) -> npt.NDArray[np.int32]:
@@ -359,7 +366,10 @@ class Session:
     def __repr__(self) -> str:
         if self._core.closed:
             return "<Session, closed>"
-        return f"<Session of {self._model!r}, {len(self.tokens)} of {self.n_ctx} tokens>"
+        try:
+            return f"<Session of {self._model!r}, {len(self.tokens)} of {self.n_ctx} tokens>"
+        except SessionError:
+            return f"<Session of {self._model!r}, in use by another thread>"
 
     def _stream(
         self,
@@ -377,7 +387,7 @@ class Session:
             raise InputError(f"generate: sampling is {sampling!r}: it must be a Sampling.")
         stops = _stop_texts(stop)
         ids = self._prompt_ids(prompt)
-        sampler = sampling._sampler(self._model.n_vocab, self.n_ctx)
+        sampler = sampling._sampler(self._model._open(), self.n_ctx)
         self._use += 1
         self._core.reset()
         return self._written(ids, max_tokens, sampler, stops=stops, shown=shown, use=self._use)
@@ -397,7 +407,7 @@ class Session:
         self,
         ids: npt.NDArray[np.int32],
         max_tokens: int,
-        sampler: _core.session.Sampler,
+        sampler: _core.sampling.Sampler,
         *,
         stops: tuple[str, ...],
         shown: frozenset[int],
@@ -449,7 +459,7 @@ class Session:
 def _threads(threads: int | None, n_bytes: int) -> int:
     if threads is None and n_bytes < SMALL_MODEL:
         return 1
-    return thread_count(threads, "session")
+    return thread_count(threads, "session", physical=True)
 
 
 def _stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
