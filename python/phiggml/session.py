@@ -77,7 +77,7 @@ class Session(AdaptedSession):
     ) -> None:
         asked = SessionSettings(n_ctx, n_batch, n_seq_max, type_k, type_v, flash_attn, offload_kv)
         self._owns_model = not isinstance(model, Model)
-        self._model = model if isinstance(model, Model) else Model(model)
+        self._model = model if isinstance(model, Model) else Model(model, session=asked)
         self._use = 0
         try:
             core_model = self._model._open()
