@@ -121,6 +121,7 @@ private:
     void check_tokens(const std::vector<std::int32_t> & tokens) const;
     void make_room(std::int64_t sequence, std::size_t n_tokens);
     void shift(std::int64_t sequence);
+    bool turns_in_place() const;
     void keep(std::int64_t sequence, std::size_t n_tokens);
     arch::RopeSide rope_side(std::size_t n_total) const;
     void choose_rope_side(std::int64_t sequence, std::size_t n_total);

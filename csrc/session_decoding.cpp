@@ -70,6 +70,16 @@ void Session::make_room(std::int64_t sequence, std::size_t n_tokens) {
     }
 }
 
+// Whether positions in the cache can be changed. Upstream says yes and aborts where layers have a sliding window, and
+// leaves learned positions as they were.
+bool Session::turns_in_place() const {
+    const llama_model * model = model_->handle();
+    const llama_rope_type type = llama_model_rope_type(model);
+    return rope_line_ == 0 && llama_model_n_swa(model) == 0 && !llama_model_is_recurrent(model) &&
+           !llama_model_is_hybrid(model) && (type == LLAMA_ROPE_TYPE_NORM || type == LLAMA_ROPE_TYPE_NEOX) &&
+           llama_memory_can_shift(llama_get_memory(context_.get()));
+}
+
 // Drops the older half of the tokens behind the first ones.
 void Session::shift(std::int64_t sequence) {
     Sequence & s = sequence_at(sequence);
@@ -79,8 +89,7 @@ void Session::shift(std::int64_t sequence) {
     s.tokens.erase(s.tokens.begin() + from, s.tokens.begin() + until);
     const llama_memory_t memory = llama_get_memory(context_.get());
     const auto id = static_cast<llama_seq_id>(sequence);
-    const bool in_place = rope_line_ == 0 && settings_.swa_full && llama_memory_can_shift(memory) &&
-                          s.n_evaluated >= n_kept + n_dropped &&
+    const bool in_place = turns_in_place() && s.n_evaluated >= n_kept + n_dropped &&
                           llama_memory_seq_rm(memory, id, static_cast<llama_pos>(from), static_cast<llama_pos>(until));
     if (in_place) {
         llama_memory_seq_add(memory, id, static_cast<llama_pos>(until), -1, -static_cast<llama_pos>(n_dropped));

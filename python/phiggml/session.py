@@ -64,7 +64,7 @@ class Session(AsyncSession):
         overflow: what to do with tokens that the context has no room for: "error" raises
             SessionError; "shift" drops the older half of the sequence but its first 4 tokens, as
             often as it takes, and goes on. What is left keeps what it knew of what has left; with
-            long rope, or a short cache of a window, it is read again without.
+            long rope or a sliding window it is read again, without.
         threads: how many to use; None means all cores available to the process, and one for a
             model below 32 MiB, whose threads would wait for each other more than they compute.
 
