@@ -86,6 +86,8 @@ public:
     std::uint64_t cost(std::size_t n_tokens, std::int64_t sequence) const;
 
 private:
+    friend class SessionState;
+
     struct Sequence {
         std::vector<std::int32_t> tokens;
         std::size_t n_evaluated = 0;  // so many of them are in the cache
