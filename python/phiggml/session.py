@@ -20,6 +20,8 @@ from phiggml.placement_settings import SessionSettings
 from phiggml.runtime import forward_log, thread_count
 from phiggml.sampling import Sampling
 from phiggml.session_adapted import AdaptedSession
+from phiggml.session_state import StoredSession
+from phiggml.session_state import checked_sequence as _sequence
 
 __all__ = ["Session"]
 
@@ -29,7 +31,7 @@ SMALL_MODEL = 32 << 20
 """Bytes of weights up to which threads=None is one thread (docs/decisions.md, 2026-11-22)."""
 
 
-class Session(AdaptedSession):
+class Session(AdaptedSession, StoredSession):
     """A context over a model: what it has read so far, and the memory for that.
 
     Args:
@@ -469,9 +471,3 @@ def _stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
             f"generate: stop is {stop!r}: it must be a text or several, none of them empty."
         )
     return tuple(texts)
-
-
-def _sequence(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1 << 30:
-        raise InputError(f"session: sequence is {value!r}: it must be a whole number from 0.")
-    return value
