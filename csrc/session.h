@@ -104,6 +104,8 @@ public:
     std::uint64_t cost(std::size_t n_tokens, std::int64_t sequence) const;
 
 private:
+    friend class SessionState;
+
     struct Sequence {
         std::vector<std::int32_t> tokens;
         std::size_t n_evaluated = 0;  // so many of them are in the cache
@@ -122,6 +124,7 @@ private:
     void make_room(std::int64_t sequence, std::size_t n_tokens);
     void shift(std::int64_t sequence);
     bool turns_in_place() const;
+    void settle_memory();
     void keep(std::int64_t sequence, std::size_t n_tokens);
     arch::RopeSide rope_side(std::size_t n_total) const;
     void choose_rope_side(std::int64_t sequence, std::size_t n_total);

@@ -18,6 +18,8 @@ from phiggml.model import Model, Tokens, token_array
 from phiggml.placement_settings import SessionSettings
 from phiggml.runtime import forward_log, session_threads
 from phiggml.session_async import AsyncSession
+from phiggml.session_state import StoredSession
+from phiggml.session_state import checked_sequence as _sequence
 
 __all__ = ["Score", "Session"]
 
@@ -47,7 +49,7 @@ class Score:
         return math.exp(-self.total / n) if n > 0 else math.nan
 
 
-class Session(AsyncSession):
+class Session(AsyncSession, StoredSession):
     """A context over a model: what it has read so far, and the memory for that.
 
     Args:
@@ -347,12 +349,6 @@ class Session(AsyncSession):
             return f"<Session of {self._model!r}, {len(self.tokens)} of {self.n_ctx} tokens>"
         except SessionError:
             return f"<Session of {self._model!r}, in use by another thread>"
-
-
-def _sequence(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1 << 30:
-        raise InputError(f"session: sequence is {value!r}: it must be a whole number from 0.")
-    return value
 
 
 def _places(logits: object, n_tokens: int) -> npt.NDArray[np.int64]:
