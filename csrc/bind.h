@@ -32,7 +32,12 @@ void register_gguf(py::module_ & m);
 void register_recipe(py::module_ & m);
 void register_pipeline(py::module_ & m);
 void register_model(py::module_ & m);
+void register_grammar(py::module_ & m);
+void register_sampling(py::module_ & m);
 void register_session(py::module_ & m);
+void register_adapter(py::module_ & m);
+void register_embedder(py::module_ & m);
+void register_placement(py::module_ & m);
 
 // A message for people, which may quote bytes of a stranger's file: what is no UTF-8 or cannot be printed is escaped,
 // line ends apart.

@@ -39,6 +39,10 @@ void register_model(py::module_ & m) {
         .def_readwrite("tensor_overrides", &ModelSettings::tensor_overrides)
         .def_readwrite("use_mmap", &ModelSettings::use_mmap)
         .def_readwrite("use_mlock", &ModelSettings::use_mlock);
+    py::class_<upstream::TensorPlace>(sub, "TensorPlace")
+        .def_readonly("name", &upstream::TensorPlace::name)
+        .def_readonly("device", &upstream::TensorPlace::device)
+        .def_readonly("n_bytes", &upstream::TensorPlace::n_bytes);
     py::class_<Model, std::shared_ptr<Model>>(sub, "Model")
         .def("tokenize", &tokenize, py::arg("text"), py::arg("add_special"), py::arg("parse_special"))
         .def("detokenize", &detokenize, py::arg("tokens"), py::arg("special"))
@@ -50,7 +54,6 @@ void register_model(py::module_ & m) {
             py::arg("token"), py::arg("special"))
         .def("is_end_of_generation", &Model::is_end_of_generation, py::arg("token"))
         .def("is_control", &Model::is_control, py::arg("token"))
-        .def("placement", &Model::placement)
         .def_property_readonly("n_vocab", &Model::n_vocab)
         .def_property_readonly("n_ctx_train", &Model::n_ctx_train)
         .def_property_readonly("n_layer", &Model::n_layer)

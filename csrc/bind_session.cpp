@@ -54,28 +54,7 @@ std::unique_ptr<Session> make_session(const std::shared_ptr<Model> & model, cons
 }  // namespace
 
 void register_session(py::module_ & m) {
-    py::module_ sub = m.def_submodule("session", "Contexts over a model, and sampling.");
-    py::class_<SamplingSettings>(sub, "SamplingSettings")
-        .def(py::init<>())
-        .def_readwrite("temperature", &SamplingSettings::temperature)
-        .def_readwrite("top_k", &SamplingSettings::top_k)
-        .def_readwrite("top_p", &SamplingSettings::top_p)
-        .def_readwrite("min_p", &SamplingSettings::min_p)
-        .def_readwrite("typical_p", &SamplingSettings::typical_p)
-        .def_readwrite("repeat_penalty", &SamplingSettings::repeat_penalty)
-        .def_readwrite("frequency_penalty", &SamplingSettings::frequency_penalty)
-        .def_readwrite("presence_penalty", &SamplingSettings::presence_penalty)
-        .def_readwrite("penalty_last_n", &SamplingSettings::penalty_last_n)
-        .def_readwrite("seed", &SamplingSettings::seed);
-    py::class_<Sampler>(sub, "Sampler")
-        .def(py::init<const SamplingSettings &, std::int32_t>(), py::arg("settings"), py::arg("n_vocab"))
-        .def(
-            "accept",
-            [](Sampler & sampler, const py::array & tokens) {
-                const std::vector<std::int32_t> ids = token_vector(tokens);
-                call_released([&] { sampler.accept(ids); });
-            },
-            py::arg("tokens"));
+    py::module_ sub = m.def_submodule("session", "Contexts over a model.");
     py::class_<SessionSettings>(sub, "SessionSettings")
         .def(py::init<>())
         .def_readwrite("n_ctx", &SessionSettings::n_ctx)
@@ -84,6 +63,7 @@ void register_session(py::module_ & m) {
         .def_readwrite("type_k", &SessionSettings::type_k)
         .def_readwrite("type_v", &SessionSettings::type_v)
         .def_readwrite("flash_attn", &SessionSettings::flash_attn)
+        .def_readwrite("offload_kv", &SessionSettings::offload_kv)
         .def_readwrite("threads", &SessionSettings::threads);
     py::class_<Session>(sub, "Session")
         .def(py::init(&make_session), py::arg("model"), py::arg("settings"))

@@ -11,7 +11,6 @@
 #include "open_files.h"
 #include "runtime.h"
 #include "threads.h"
-#include "upstream/llama_model.h"
 
 namespace phiggml {
 
@@ -90,6 +89,10 @@ struct LoadParameters {
         parameters.load_mode = settings.use_mmap
                                    ? (settings.use_mlock ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MMAP)
                                    : (settings.use_mlock ? LLAMA_LOAD_MODE_MLOCK : LLAMA_LOAD_MODE_NONE);
+        if (settings.no_alloc) {
+            parameters.no_alloc = true;
+            parameters.load_mode = LLAMA_LOAD_MODE_NONE;  // upstream asserts that nothing is mapped
+        }
     }
 
     std::vector<ggml_backend_dev_t> devices;
@@ -104,6 +107,18 @@ llama_model * load_files(const OpenFiles & files, const llama_model_params & par
     }
     std::vector<const char *> names = files.names();
     return llama_model_load_from_splits(names.data(), names.size(), parameters);
+}
+
+// A model that a device cannot take, or has no room for, is not a bad one.
+void check_devices(const LogMark & mark) {
+    const auto says = [&](const char * words) { return mark.has_error_with(words); };
+    if (says("does not support split buffers")) {
+        throw Error(ErrorKind::device, "load: split_mode \"row\": " + mark.first_error() + " Choose \"layer\".");
+    }
+    if (says("unable to allocate") || says("out of memory") || says("OutOfDeviceMemory") || says("OutOfHostMemory")) {
+        throw Error(ErrorKind::device, "load: a device has no room for its share of the weights: " +
+                                           mark.first_error() + " Hold fewer layers there (\"auto\" finds how many).");
+    }
 }
 
 extern "C" bool report_loading(float share, void * user_data) {
@@ -172,7 +187,7 @@ void Model::Free::operator()(llama_model * model) const {
     llama_model_free(model);
 }
 
-Model::Model(const ModelSettings & settings, Progress & progress) {
+Model::Model(const ModelSettings & settings, Progress & progress) : no_alloc_(settings.no_alloc) {
     LoadParameters load(settings);
     progress.total = 1000;
     load.parameters.progress_callback = report_loading;
@@ -184,11 +199,17 @@ Model::Model(const ModelSettings & settings, Progress & progress) {
         if (progress.stopped()) {
             throw Cancelled();
         }
+        check_devices(mark);
         throw Error::format("load: llama.cpp refuses this model: " + mark.first_error() +
                             " Convert the checkpoint anew, or see the \"phiggml\" log at level DEBUG.")
             .with_path(settings.path);
     }
-    if (!settings.files.empty()) {
+    if (const auto unfit = upstream::unfit_weight(*model_)) {
+        throw Error(ErrorKind::device, "load: tensor_overrides: " + unfit->device + " cannot take the " +
+                                           std::to_string(unfit->n_bytes) + " bytes of " + unfit->name +
+                                           " in one piece. Leave it on the CPU.");
+    }
+    if (!settings.files.empty() && !no_alloc_) {
         tokenizer_ = Tokenizer::make(llama_model_get_vocab(model_.get()), *settings.files[0]);
         end_tokens_ = further_end_tokens(*settings.files[0]);
     }
@@ -305,6 +326,22 @@ std::string Model::piece(std::int32_t token, bool special) const {
     return text;
 }
 
+const TokenPieces & Model::pieces() const {
+    std::call_once(pieces_made_, [this] {
+        std::vector<std::string> texts(static_cast<std::size_t>(n_vocab()));
+        std::vector<std::int32_t> end_tokens;
+        for (std::int32_t token = 0; token < n_vocab(); ++token) {
+            if (is_end_of_generation(token)) {
+                end_tokens.push_back(token);
+            } else if (!is_control(token)) {
+                texts[static_cast<std::size_t>(token)] = piece(token, false);
+            }
+        }
+        pieces_ = std::make_unique<const TokenPieces>(texts, std::move(end_tokens));
+    });
+    return *pieces_;
+}
+
 bool Model::is_end_of_generation(std::int32_t token) const {
     return end_tokens_.count(token) > 0 || llama_vocab_is_eog(llama_model_get_vocab(model_.get()), token);
 }
@@ -332,6 +369,9 @@ std::uint64_t Model::n_params() const {
 std::uint64_t Model::n_bytes() const {
     return llama_model_size(model_.get());
 }
+bool Model::has_vocabulary() const {
+    return llama_vocab_type(llama_model_get_vocab(model_.get())) != LLAMA_VOCAB_TYPE_NONE;
+}
 bool Model::has_decoder() const {
     return llama_model_has_decoder(model_.get()) && !llama_model_has_encoder(model_.get());
 }
@@ -353,8 +393,8 @@ std::string Model::description() const {
     return text;
 }
 
-std::vector<std::pair<std::string, std::string>> Model::placement() const {
-    return upstream::tensor_devices(*model_);
+std::vector<upstream::TensorPlace> Model::placement() const {
+    return upstream::tensor_places(*model_);
 }
 
 }  // namespace phiggml

@@ -9,5 +9,10 @@ PYBIND11_MODULE(_core, m) {
     phiggml::register_recipe(m);
     phiggml::register_pipeline(m);
     phiggml::register_model(m);
+    phiggml::register_grammar(m);
+    phiggml::register_sampling(m);
     phiggml::register_session(m);
+    phiggml::register_adapter(m);
+    phiggml::register_embedder(m);
+    phiggml::register_placement(m);
 }

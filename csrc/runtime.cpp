@@ -81,7 +81,9 @@ thread_local LogMark * current_mark = nullptr;
 
 extern "C" void add_to_ring(ggml_log_level level, const char * text, void *) {
     try {
-        log_ring().add(level, LogMark::heard(current_mark, level == GGML_LOG_LEVEL_ERROR, text));
+        std::string line = LogMark::heard(current_mark, level == GGML_LOG_LEVEL_ERROR, text);
+        const bool quiet = LogMark::is_trial(current_mark) && level != GGML_LOG_LEVEL_CONT;
+        log_ring().add(quiet ? GGML_LOG_LEVEL_DEBUG : level, std::move(line));
     } catch (...) {  // a lost line is better than an exception in a C frame
     }
 }
@@ -208,7 +210,7 @@ std::vector<LogRecord> take_log() {
     return log_ring().take();
 }
 
-LogMark::LogMark(Words words) : words_(std::move(words)), outer_(current_mark) {
+LogMark::LogMark(Words words, Tells tells) : words_(std::move(words)), tells_(tells), outer_(current_mark) {
     current_mark = this;
 }
 
@@ -219,15 +221,30 @@ LogMark::~LogMark() {
 std::string LogMark::heard(LogMark * mark, bool is_error, std::string text) {
     for (; mark != nullptr; mark = mark->outer_) {
         text = mark->words_ ? mark->words_(std::move(text)) : text;
-        if (is_error && mark->error_.empty()) {
-            mark->error_ = text;
+        constexpr std::size_t most_errors = 64;
+        if (is_error && mark->errors_.size() < most_errors) {
+            mark->errors_.push_back(text);
         }
     }
     return text;
 }
 
+bool LogMark::is_trial(const LogMark * mark) {
+    for (; mark != nullptr; mark = mark->outer_) {
+        if (mark->tells_ == Tells::of_a_trial) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool LogMark::has_error_with(const std::string & words) const {
+    const auto holds = [&](const std::string & error) { return error.find(words) != std::string::npos; };
+    return std::any_of(errors_.begin(), errors_.end(), holds);
+}
+
 std::string LogMark::first_error() const {
-    std::string text = error_;
+    std::string text = errors_.empty() ? "" : errors_.front();
     while (!text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) {
         text.pop_back();
     }

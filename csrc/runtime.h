@@ -39,22 +39,27 @@ class LogMark {
 public:
     using Words = std::function<std::string(std::string)>;
 
+    enum class Tells { of_work, of_a_trial };  // a trial's lines are logged at level debug
+
     // `words` puts each line into other words.
-    explicit LogMark(Words words = nullptr);
+    explicit LogMark(Words words = nullptr, Tells tells = Tells::of_work);
     ~LogMark();
     LogMark(const LogMark &) = delete;
     LogMark & operator=(const LogMark &) = delete;
 
-    bool has_error() const { return !error_.empty(); }
+    bool has_error() const { return !errors_.empty(); }
+    bool has_error_with(const std::string & words) const;
     std::string first_error() const;  // a sentence; what follows a first error mostly repeats it
 
     // A line as a mark and those around it put it.
     static std::string heard(LogMark * mark, bool is_error, std::string text);
+    static bool is_trial(const LogMark * mark);
 
 private:
     Words words_;
+    Tells tells_;
     LogMark * outer_;
-    std::string error_;
+    std::vector<std::string> errors_;
 };
 
 // Loads the CPU module and every other backend module in `folder`, once; later calls do nothing. `cpu_variant`

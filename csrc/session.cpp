@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <shared_mutex>
 #include <utility>
 
 #include "batch.h"
@@ -58,6 +59,20 @@ void check_cache_type(int type, const char * name, std::int64_t head_size) {
                                                    std::to_string(block_size(type)) + ". Choose F16.");
 }
 
+// Upstream asserts that a device can work on what it is given to hold.
+void check_cache_device(const SessionSettings & s, const Model & model) {
+    if (!s.offload_kv) {
+        return;
+    }
+    if (const auto unfit = upstream::unfit_cache(*model.handle(), s.type_k, s.type_v, s.n_ctx * s.n_seq_max)) {
+        throw Error(ErrorKind::device, "session: " + unfit->device + " cannot take the " + unfit->name +
+                                           " of a layer, " + type_name(s.type_k) + "/" + type_name(s.type_v) + ", " +
+                                           std::to_string(unfit->n_bytes) +
+                                           " bytes in one piece. Choose a smaller n_ctx or other types, or pass "
+                                           "offload_kv=False.");
+    }
+}
+
 // A cache that the machine cannot hold would end the process when it is filled, not when it is asked for.
 void check_cache_size(const SessionSettings & s, const Model & model) {
     constexpr std::int64_t granularity = 256;  // upstream rounds each sequence's part up to it
@@ -86,6 +101,9 @@ void check(const SessionSettings & s, const Model & model) {
     constexpr std::int64_t most_tokens = 1 << 30;
     require(s.n_ctx >= 1 && s.n_ctx <= most_tokens,
             "n_ctx is " + std::to_string(s.n_ctx) + "; it must be between 1 and 2^30.");
+    const std::int64_t most_positions = upstream::most_positions(*model.handle());
+    require(s.n_ctx <= most_positions, "n_ctx is " + std::to_string(s.n_ctx) + "; this model has a table of " +
+                                           std::to_string(most_positions) + " positions.");
     require(s.n_batch >= 1 && s.n_batch <= most_tokens,
             "n_batch is " + std::to_string(s.n_batch) + "; it must be between 1 and 2^30.");
     const auto most_sequences = static_cast<std::int64_t>(llama_max_parallel_sequences());
@@ -100,11 +118,15 @@ void check(const SessionSettings & s, const Model & model) {
     check_cache_type(s.type_v, "type_v", head.value);
     require(block_size(s.type_v) == 1 || s.flash_attn != false,
             "type_v: a quantized V cache needs flash attention. Leave flash_attn at \"auto\" or True, or choose F16.");
-    if (!model.has_decoder() || model.looks_ahead()) {
+    if (!model.has_decoder() && !Embedder::takes(model)) {
         throw Error(ErrorKind::unsupported,
-                    "session: this model does not generate text; phiggml runs decoder models only.");
+                    "session: this model reads one text to write another; phiggml runs decoder models, and those "
+                    "that embed texts.");
     }
-    check_cache_size(s, model);
+    check_cache_device(s, model);
+    if (!model.no_alloc()) {
+        check_cache_size(s, model);
+    }
 }
 
 extern "C" bool is_cancelled(void * user_data) {
@@ -149,6 +171,12 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings & set
       rope_line_(arch::long_rope_line(*model_->handle())) {
     check(settings_, *model_);
     sequences_.resize(static_cast<std::size_t>(settings_.n_seq_max));
+    make_context();
+    generates_ = model_->has_decoder() && !model_->looks_ahead() && llama_get_memory(context_.get()) != nullptr;
+    attach_threadpool();
+}
+
+void Session::make_context() {
     llama_context_params parameters = llama_context_default_params();
     parameters.n_ctx = static_cast<std::uint32_t>(settings_.n_ctx * settings_.n_seq_max);
     // Upstream asserts that a batch has room for a token of each sequence.
@@ -163,21 +191,20 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings & set
     parameters.flash_attn_type = !settings_.flash_attn          ? LLAMA_FLASH_ATTN_TYPE_AUTO
                                  : settings_.flash_attn.value() ? LLAMA_FLASH_ATTN_TYPE_ENABLED
                                                                 : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    parameters.offload_kqv = settings_.offload_kv;
     parameters.abort_callback = is_cancelled;
     parameters.abort_callback_data = &progress_;
     parameters.no_perf = true;
     const LogMark mark;
-    context_.reset(llama_init_from_model(model_->handle(), parameters));
+    {
+        const std::shared_lock<std::shared_mutex> still(model_->adapters_mutex());
+        context_.reset(llama_init_from_model(model_->handle(), parameters));
+    }
     if (!context_) {
         throw Error(ErrorKind::session, "session: llama.cpp could not make a context of " +
                                             std::to_string(settings_.n_ctx) + " tokens: " + mark.first_error() +
                                             " Try a smaller n_ctx or n_batch.");
     }
-    if (llama_get_memory(context_.get()) == nullptr) {
-        throw Error(ErrorKind::unsupported,
-                    "session: this model reads texts as a whole and writes none; phiggml runs decoder models only.");
-    }
-    attach_threadpool();
 }
 
 Session::~Session() {
@@ -185,7 +212,9 @@ Session::~Session() {
 }
 
 void Session::free() {
+    embedder_.reset();
     context_.reset();
+    loras_.clear();
     if (lost_threads()) {
         static_cast<void>(threadpool_.release());  // freeing it would wait for its threads
     }
@@ -206,6 +235,7 @@ void Session::attach_threadpool() {
                                             std::to_string(settings_.threads - 1) + " threads. Choose fewer.");
     }
     ggml_threadpool_params parameters = ggml_threadpool_params_default(settings_.threads);
+    parameters.poll = 1;  // some milliseconds of waiting for the next call, then sleep (benchmarks/bench_threads.py)
     threadpool_.reset(cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new")(&parameters));
     if (threadpool_) {
         llama_attach_threadpool(context_.get(), threadpool_.get(), threadpool_.get());
@@ -221,6 +251,9 @@ const Session::Sequence & Session::at(std::int64_t sequence) const {
 }
 
 void Session::check_tokens(const std::vector<std::int32_t> & tokens, const Sequence & sequence) const {
+    if (!generates_) {
+        throw Error(ErrorKind::unsupported, "session: this model generates no text. Embed texts with it.");
+    }
     if (tokens.empty()) {
         throw Error(ErrorKind::input, "eval: there are no tokens. Pass at least one.");
     }
@@ -296,6 +329,10 @@ void Session::decode(const std::vector<std::int32_t> & tokens, bool all_logits, 
     progress.total = n_work;
     progress_ = &progress;
     const auto n_vocab = static_cast<std::size_t>(model_->n_vocab());
+    std::shared_lock<std::shared_mutex> still(model_->adapters_mutex(), std::defer_lock);
+    if (plans_anew_) {
+        still.lock();
+    }
     try {
         decode_in_batches(context_.get(), request, [&](const float * logits, std::size_t n_rows) {
             if (out != nullptr) {
@@ -311,6 +348,61 @@ void Session::decode(const std::vector<std::int32_t> & tokens, bool all_logits, 
     progress_ = nullptr;
     s.n_evaluated = s.tokens.size();
     has_logits_ = true;
+    plans_anew_ = false;
+}
+
+void Session::evaluate_anew() {
+    llama_memory_clear(llama_get_memory(context_.get()), false);
+    for (Sequence & sequence : sequences_) {
+        sequence.n_evaluated = 0;
+    }
+    has_logits_ = false;
+    plans_anew_ = true;
+    embedder_.reset();
+}
+
+void Session::set_lora(std::vector<ScaledLora> loras) {
+    const Use use(*this);
+    if (loras != loras_) {
+        apply_loras(context_.get(), *model_, loras);
+        loras_ = std::move(loras);
+        evaluate_anew();
+    }
+}
+
+void Session::set_control_vector(ControlVector vector) {
+    const Use use(*this);
+    if (vector.rows == control_vector_.rows) {
+        return;
+    }
+    if (!generates_ || !upstream::adds_control_vectors(*model_->handle())) {
+        throw Error(ErrorKind::unsupported,
+                    "set_control_vector: llama.cpp's graph of this model's architecture adds none.");
+    }
+    if (control_vector_failed_) {  // upstream would go on with what it could not allocate
+        throw Error(ErrorKind::device, "set_control_vector: there was no room for one. Make a new Session.");
+    }
+    check_control_vector(*model_, vector);
+    control_vector_failed_ = true;
+    apply_control_vector(context_.get(), *model_, vector);
+    control_vector_failed_ = false;
+    control_vector_ = std::move(vector);
+    evaluate_anew();
+}
+
+std::vector<float> Session::embed(const EmbedRequest & request, Progress & progress) {
+    const std::int64_t longest = longest_text(request, settings_.n_ctx);
+    if (!embedder_ || embedder_->n_ctx() < longest) {
+        embedder_.reset();
+        EmbedderSettings settings;
+        settings.n_ctx = longest;
+        settings.type_k = settings_.type_k;
+        settings.type_v = settings_.type_v;
+        settings.flash_attn = settings_.flash_attn;
+        settings.threads = settings_.threads;
+        embedder_ = std::make_unique<Embedder>(model_, settings, threadpool_.get(), loras_, control_vector_);
+    }
+    return embedder_->embed(request, progress);
 }
 
 void Session::truncate(std::size_t n_tokens, std::int64_t sequence) {
@@ -339,15 +431,7 @@ std::int32_t Session::sample(Sampler & sampler) {
     if (!has_logits_) {
         throw Error(ErrorKind::session, "sample: there are no logits yet. Evaluate a token first.");
     }
-    // Upstream sorts them, which takes numbers that have an order.
-    const float * logits = llama_get_logits_ith(context_.get(), -1);
-    const auto any = [&](auto && fits) { return std::any_of(logits, logits + model_->n_vocab(), fits); };
-    if (logits == nullptr || any([](float x) { return !(x < INFINITY); }) ||
-        !any([](float x) { return x > -INFINITY; })) {
-        throw Error(ErrorKind::session,
-                    "sample: the model's logits are not finite: its weights are damaged. Convert the checkpoint anew.");
-    }
-    return sampler.sample(context_.get());
+    return sampler.sample(llama_get_logits_ith(context_.get(), -1));
 }
 
 void Session::reset() {

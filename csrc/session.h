@@ -8,7 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "adapter.h"
 #include "arch/long_rope.h"
+#include "embedder.h"
 #include "model.h"
 #include "progress.h"
 #include "sampling.h"
@@ -25,6 +27,7 @@ struct SessionSettings {
     int type_k = 1;  // ggml types of the KV cache
     int type_v = 1;
     std::optional<bool> flash_attn;  // none: as upstream decides
+    bool offload_kv = true;          // the cache of a layer lies where the layer does; else on the CPU
     int threads = 1;
 };
 
@@ -61,6 +64,13 @@ public:
     // Chooses a token from the last logits; does not append it.
     std::int32_t sample(Sampler & sampler);
 
+    // What is in the context was computed otherwise: the next call evaluates it again.
+    void set_lora(std::vector<ScaledLora> loras);
+    void set_control_vector(ControlVector vector);
+
+    // The vectors of texts, which have nothing to do with what is in the context. Whoever calls it holds a Use.
+    std::vector<float> embed(const EmbedRequest & request, Progress & progress);
+
     void reset();
     void reset(std::int64_t sequence);
     void close();
@@ -69,6 +79,7 @@ public:
     std::int64_t n_ctx() const { return settings_.n_ctx; }
     std::vector<std::int32_t> tokens(std::int64_t sequence) const;
     std::size_t n_tokens(std::int64_t sequence) const { return at(sequence).tokens.size(); }
+    const llama_context & context() const { return *context_; }
 
     // What it costs to append so many tokens, in bytes of weights to be read; tokens that are evaluated once more with
     // them count.
@@ -87,6 +98,8 @@ private:
     void keep(std::int64_t sequence, std::size_t n_tokens);
     arch::RopeSide rope_side(std::size_t n_total) const;
     void choose_rope_side(std::int64_t sequence, std::size_t n_total);
+    void make_context();
+    void evaluate_anew();
     const Sequence & at(std::int64_t sequence) const;
     void attach_threadpool();
     void free();
@@ -104,7 +117,13 @@ private:
     std::uint64_t n_bytes_;
     std::uint64_t generation_;                                     // of the process
     std::unique_ptr<ggml_threadpool, FreeThreadpool> threadpool_;  // outlives the context that it is attached to
+    std::vector<ScaledLora> loras_;                                // as long as the context that they are applied to
+    ControlVector control_vector_;
+    bool control_vector_failed_ = false;
     std::unique_ptr<llama_context, FreeContext> context_;
+    std::unique_ptr<Embedder> embedder_;  // made when it is first asked for
+    bool generates_ = false;              // else it embeds texts only
+    bool plans_anew_ = false;             // upstream will, at the next decode
     std::vector<Sequence> sequences_;
     std::size_t rope_line_;
     bool has_logits_ = false;

@@ -97,6 +97,19 @@ CASES: dict[str, Case] = {
         for value in (1e30, -1e30, math.nan)
     },
     **{f"seed={value!r}": (_sampled(seed=value), INPUT) for value in (-1, 2**32, 0.5)},
+    **{f"mirostat={value!r}": (_sampled(mirostat=value), INPUT) for value in (-1, 3, None)},
+    **{f"top_n_sigma={value!r}": (_sampled(top_n_sigma=value), INPUT) for value in (-1, math.nan)},
+    **{
+        f"dry_sequence_breakers={value!r:.20}": (
+            _sampled(dry_multiplier=1, dry_sequence_breakers=value),
+            INPUT,
+        )
+        for value in ("", [""], ["x" * 10**6], ["\udcff"], [None])
+    },
+    **{
+        f"logit_bias={value!r}": (_sampled(logit_bias=value), INPUT)
+        for value in ({-1: 1}, {2**31: 1}, {10**6: 1}, {5: math.nan}, {5: math.inf}, 5)
+    },
     "penalty_last_n=-1": (_sampled(repeat_penalty=1.1, penalty_last_n=-1), INPUT),
     "empty prompt": (_generated(""), INPUT),
     "no prompt tokens": (_generated([]), INPUT),
@@ -157,6 +170,8 @@ CASES: dict[str, Case] = {
     "more sequences than a batch": (_context(n_ctx=7, n_batch=3, n_seq_max=255), ()),
     "split_mode='none'": (_loaded(split_mode="none"), ()),
     "penalties over all tokens": (_sampled(repeat_penalty=1.1, penalty_last_n=2**31 - 1), ()),
+    "DRY over all tokens": (_sampled(dry_multiplier=1, dry_penalty_last_n=2**31 - 1), ()),
+    "every token banned": (_sampled(logit_bias=dict.fromkeys(range(2048), -math.inf)), SESSION),
     "tiniest temperature": (_sampled(temperature=1e-44), ()),
     "n_ctx=1": (_context(n_ctx=1), ()),
     "threads=8": (_context(n_ctx=64, threads=8), ()),

@@ -39,6 +39,7 @@ from phiggml.quant import (
 from phiggml.runtime import Device, devices
 
 if TYPE_CHECKING:
+    from phiggml.adapter import ControlVector, LoraAdapter
     from phiggml.chat import render_chat
     from phiggml.chat_tools import ToolCall
     from phiggml.comparison import TypeComparison, compare_types
@@ -55,13 +56,16 @@ if TYPE_CHECKING:
     from phiggml.gguf_split import merge_gguf, split_gguf
     from phiggml.gguf_value import GGUFValue
     from phiggml.gguf_verify import GGUFVerification, verify_gguf
+    from phiggml.grammar import Grammar
     from phiggml.imatrix import Imatrix, read_imatrix
     from phiggml.model import Model
+    from phiggml.placement import DevicePlacement, Placement, SessionSettings, plan_placement
     from phiggml.progress import Progress
     from phiggml.quantization import QuantizeOptions, Report, quantize_model
     from phiggml.recipe import Recipe, model_types
     from phiggml.sampling import Sampling
     from phiggml.session import Session
+    from phiggml.speed import Speed, benchmark_model
 
 __version__ = "0.1.0"
 
@@ -69,7 +73,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Chunk": "completion",
     "Completion": "completion",
+    "ControlVector": "adapter",
     "ConversionReport": "conversion",
+    "DevicePlacement": "placement",
     "ExportReport": "conversion.export",
     "GGUFDiff": "gguf_diff",
     "GGUFEdit": "gguf_edit",
@@ -79,18 +85,24 @@ _HOMES = {
     "GGUFValue": "gguf_value",
     "GGUFVerification": "gguf_verify",
     "GGUFWriter": "gguf",
+    "Grammar": "grammar",
     "Imatrix": "imatrix",
+    "LoraAdapter": "adapter",
     "LoraReport": "conversion.lora",
     "Model": "model",
+    "Placement": "placement",
     "Progress": "progress",
     "QuantizeOptions": "quantization",
     "Recipe": "recipe",
     "Report": "quantization",
     "Sampling": "sampling",
     "Session": "session",
+    "SessionSettings": "placement",
+    "Speed": "speed",
     "Timings": "completion",
     "ToolCall": "chat_tools",
     "TypeComparison": "comparison",
+    "benchmark_model": "speed",
     "compare_types": "comparison",
     "convert": "conversion",
     "convert_lora": "conversion.lora",
@@ -104,6 +116,7 @@ _HOMES = {
     "hash_gguf": "gguf_hash",
     "merge_gguf": "gguf_split",
     "model_types": "recipe",
+    "plan_placement": "placement",
     "quantize_model": "quantization",
     "read_imatrix": "imatrix",
     "render_chat": "chat",
@@ -114,9 +127,11 @@ _HOMES = {
 __all__ = [
     "Chunk",
     "Completion",
+    "ControlVector",
     "ConversionReport",
     "Device",
     "DeviceError",
+    "DevicePlacement",
     "ExportReport",
     "FormatError",
     "GGUFDiff",
@@ -127,11 +142,14 @@ __all__ = [
     "GGUFValue",
     "GGUFVerification",
     "GGUFWriter",
+    "Grammar",
     "Imatrix",
     "InputError",
+    "LoraAdapter",
     "LoraReport",
     "Model",
     "PhiggmlError",
+    "Placement",
     "Progress",
     "QuantType",
     "QuantizationError",
@@ -142,10 +160,13 @@ __all__ = [
     "Sampling",
     "Session",
     "SessionError",
+    "SessionSettings",
+    "Speed",
     "Timings",
     "ToolCall",
     "TypeComparison",
     "UnsupportedError",
+    "benchmark_model",
     "compare_types",
     "convert",
     "convert_lora",
@@ -161,6 +182,7 @@ __all__ = [
     "hash_gguf",
     "merge_gguf",
     "model_types",
+    "plan_placement",
     "quant_types",
     "quantization_error",
     "quantize",

@@ -30,6 +30,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import NoReturn
 
 import phiggml as pg
+from phiggml.cli_bench import add_bench
 from phiggml.cli_chat import add_chat
 from phiggml.cli_compare import add_compare
 from phiggml.cli_convert import add_convert, add_quantize
@@ -38,6 +39,7 @@ from phiggml.cli_demo import add_demo
 from phiggml.cli_doctor import add_devices, add_doctor
 from phiggml.cli_gguf import add_gguf
 from phiggml.cli_inspect import add_inspect
+from phiggml.cli_plan import add_plan
 from phiggml.cli_recipe import add_recipe
 from phiggml.cli_run import add_run
 from phiggml.cli_terminal import flush, printable
@@ -61,8 +63,10 @@ _VERBS: tuple[tuple[str, Callable[[argparse.ArgumentParser], None], str], ...] =
     ("convert-lora", add_convert_lora, "turn a LoRA adapter of PEFT into GGUF"),
     ("quantize", add_quantize, "turn a GGUF file into one of another type"),
     ("recipe", add_recipe, "show which tensor gets which type, before anything is quantized"),
+    ("plan", add_plan, "show which tensor would go where, and what each device needs"),
     ("run", add_run, "answer a prompt"),
     ("chat", add_chat, "talk with a model"),
+    ("bench", add_bench, "measure how fast a model reads and writes here"),
     ("inspect", add_inspect, "show what a GGUF file holds"),
     ("compare", add_compare, "measure what each quant type does to a tensor or a file"),
     ("gguf", add_gguf, "edit, compare, check, split, merge and export GGUF files"),

@@ -14,12 +14,13 @@ from typing import Any
 import phiggml as pg
 from phiggml.chat_tools import ToolCall
 from phiggml.cli_terminal import ProgressBar, murmur, note, pour, say_json
-from phiggml.session import DEFAULT_CONTEXT
+from phiggml.placement_settings import DEFAULT_CONTEXT
 
 __all__ = [
     "add_chat_arguments",
     "add_model_arguments",
     "add_run",
+    "layers_on_gpus",
     "open_session",
     "read_tools",
     "room_for_answer",
@@ -67,7 +68,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--n-gpu-layers",
-        type=_layers,
+        type=layers_on_gpus,
         default="auto",
         metavar="N",
         help="layers to hold on GPUs: a number, all, or auto: as many as fit (default %(default)s)",
@@ -117,7 +118,12 @@ def open_session(arguments: argparse.Namespace, resources: ExitStack) -> pg.Sess
     """Loads the model, with a bar, and makes a session; `resources` closes both."""
     with ProgressBar() as bar:
         model = resources.enter_context(
-            pg.Model(arguments.model, n_gpu_layers=arguments.n_gpu_layers, progress=bar)
+            pg.Model(
+                arguments.model,
+                n_gpu_layers=arguments.n_gpu_layers,
+                session=pg.SessionSettings(n_ctx=arguments.n_ctx),
+                progress=bar,
+            )
         )
     return resources.enter_context(
         pg.Session(model, n_ctx=arguments.n_ctx, threads=arguments.threads)
@@ -180,7 +186,8 @@ def speeds(last: pg.Chunk) -> str:
     )
 
 
-def _layers(text: str) -> int | str:
+def layers_on_gpus(text: str) -> int | str:
+    """What --n-gpu-layers takes."""
     if text in ("auto", "all"):
         return text
     try:

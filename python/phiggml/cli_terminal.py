@@ -196,8 +196,9 @@ class _Event(Protocol):
 class ProgressBar:
     """What to pass as progress=: a bar on stderr while the work lasts, if that is a terminal."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, unit: str = "B") -> None:
         self._shown = sys.stderr.isatty() and not quiet
+        self._unit = unit
         self._stage = ""
         self._bar: tqdm[Any] | None = None
 
@@ -236,7 +237,7 @@ class ProgressBar:
         self._bar = tqdm(
             desc=event.stage,
             total=event.total,
-            unit="B",
+            unit=self._unit,
             unit_scale=True,
             leave=False,
             delay=_BAR_AFTER_SECONDS,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
@@ -15,16 +13,15 @@ import numpy.typing as npt
 from phiggml import _core
 from phiggml.chat import Message, render_chat, tools_in_place
 from phiggml.chat_answer import MARKERS
-from phiggml.errors import DeviceError, InputError, SessionError, UnsupportedError
+from phiggml.errors import InputError, SessionError, UnsupportedError
 from phiggml.gguf import GGUFFile
 from phiggml.model_check import check_model
+from phiggml.placement import Placement, placement_of, planned
+from phiggml.placement_settings import Offload, SessionSettings, core_model_settings
 from phiggml.progress import Progress, ProgressCallback
-from phiggml.runtime import Device, devices, forward_log, logger
+from phiggml.runtime import forward_log
 
 __all__ = ["Model"]
-
-MOST_STATES = 4096
-"""Of a tensor override's expression: std::regex recurses per state; thousands take hours."""
 
 Tokens = Sequence[int] | npt.NDArray[np.integer[Any]]
 
@@ -34,12 +31,17 @@ class Model:
 
     Args:
         path: the GGUF file, or any part of a split one.
-        n_gpu_layers: how many layers to hold on the devices, "all", or "auto": as many as fit
-            into three quarters of the free memory of the GPUs, none without a GPU.
+        n_gpu_layers: how many layers to hold on the devices, the last ones and the output, which
+            counts as one; "all"; or "auto": as many as fit with the KV cache and the buffers of
+            `session`, the experts of a mixture last; none without a GPU.
         devices: names from `phiggml.devices()` to offload to; None means all GPUs.
-        tensor_split: the share of each of those devices; None divides by free memory.
+        tensor_split: the share of each of those devices; None divides by what may be taken.
         split_mode: "layer", "row", or "none" for the first device alone.
-        tensor_overrides: pairs (regular expression over tensor names, device name).
+        tensor_overrides: pairs (regular expression over tensor names, device name); the first
+            that matches decides. With [("ffn_.*_exps", "CPU")] experts stay on the CPU.
+        memory: device name -> bytes that may be taken there, or a text such as "8GiB"; None means
+            what is free but for 1 GiB, or an eighth of it where that is less. For "auto".
+        session: the session to come, for "auto"; None means one with Session's defaults.
         use_mmap: map the file instead of reading it.
         use_mlock: keep the weights from being swapped out.
         progress: called with Progress(stage="load", done, total), in bytes.
@@ -74,6 +76,8 @@ class Model:
         tensor_split: Sequence[float] | None = None,
         split_mode: Literal["none", "layer", "row"] = "layer",
         tensor_overrides: Sequence[tuple[str, str]] = (),
+        memory: Mapping[str, int | str] | None = None,
+        session: SessionSettings | None = None,
         use_mmap: bool = True,
         use_mlock: bool = False,
         progress: ProgressCallback | None = None,
@@ -83,15 +87,19 @@ class Model:
         self._core: _core.model.Model | None = None
         try:
             check_model(self._file, purpose="load")
-            chosen = _choose_devices(devices)
-            settings = _core.model.ModelSettings()
-            settings.path = os.fsencode(path)
-            settings.files = [part.core for part in self._file._open_parts()]
-            settings.n_gpu_layers = _layers_to_offload(n_gpu_layers, chosen, self._file)
-            settings.devices = [device.name for device in chosen]
-            settings.tensor_split = _checked_split(tensor_split, chosen)
-            settings.split_mode = _checked_split_mode(split_mode)
-            settings.tensor_overrides = _checked_overrides(tensor_overrides)
+            asked = Offload.checked(
+                n_gpu_layers=n_gpu_layers,
+                devices=devices,
+                tensor_split=tensor_split,
+                split_mode=split_mode,
+                tensor_overrides=tensor_overrides,
+                memory=memory,
+            )
+            chosen = asked
+            if asked.n_gpu_layers is None:
+                chosen = planned(self._file, asked, session).asked
+            self._asked, self._n_gpu_layers = asked, chosen.n_gpu_layers or 0
+            settings = core_model_settings(self._file, path, chosen)
             settings.use_mmap = bool(use_mmap) and _can_be_mapped(self._file)
             settings.use_mlock = bool(use_mlock)
             self._core = _load(
@@ -139,9 +147,11 @@ class Model:
         return self._open().description
 
     @property
-    def placement(self) -> dict[str, str]:
-        """Tensor name -> name of the device that holds it."""
-        return dict(self._open().placement())
+    def placement(self) -> Placement:
+        """Tensor name -> name of the device that holds it; and the bytes of weights there."""
+        names = [device.name for device in self._asked.devices]
+        found = _core.placement.of(self._open(), names)
+        return placement_of(found, self._asked, self._n_gpu_layers)
 
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
@@ -324,118 +334,3 @@ def _load(
             progress(Progress("load", n_bytes * done // total, n_bytes))
 
     return _core.model.load(settings, report if progress is not None else None)
-
-
-def _choose_devices(names: Sequence[str] | None) -> list[Device]:
-    present = devices()
-    if names is None:
-        return [device for device in present if device.kind == "gpu"]
-    if isinstance(names, str):
-        raise InputError(f"load: devices is {names!r}: it must be a list of names.")
-    by_name = {device.name: device for device in present}
-    for name in names:
-        if name not in by_name:
-            raise DeviceError(
-                f"load: there is no device {name!r}. Present: {', '.join(by_name)}. "
-                "Install its backend, or leave it out."
-            )
-    # The CPU's own device computes whatever the others do not; it is not offloaded to.
-    return [by_name[name] for name in names if name != "CPU"]
-
-
-def _layers_to_offload(n_gpu_layers: int | str, chosen: Sequence[Device], file: GGUFFile) -> int:
-    if n_gpu_layers == "auto":
-        if not chosen:
-            logger.debug("no GPU here: all layers stay on the CPU")
-            return 0
-        return _layers_that_fit(chosen, file)
-    if n_gpu_layers == "all":
-        n_gpu_layers = -1
-    elif isinstance(n_gpu_layers, bool) or not isinstance(n_gpu_layers, int) or n_gpu_layers < 0:
-        raise InputError(
-            f'load: n_gpu_layers is {n_gpu_layers!r}: it must be a number >= 0, "all" or "auto".'
-        )
-    if n_gpu_layers != 0 and not chosen:
-        raise DeviceError(
-            "load: n_gpu_layers asks for a GPU and there is none. Install a GPU's "
-            'backend, or pass n_gpu_layers="auto".'
-        )
-    return min(n_gpu_layers, 1 << 30)
-
-
-def _layers_that_fit(chosen: Sequence[Device], file: GGUFFile) -> int:
-    """How many layers, counted from the last, fit into three quarters of the free memory.
-
-    The rest is for the KV cache and the compute buffers.
-    """
-    room = sum(device.memory_free for device in chosen) * 3 // 4
-    layers: dict[int, int] = {}
-    rest = 0
-    for tensor in file.tensors.values():
-        match = re.match(r"blk\.(\d+)\.", tensor.name)
-        if match:
-            layers[int(match[1])] = layers.get(int(match[1]), 0) + tensor.nbytes
-        elif not tensor.name.startswith("token_embd."):
-            rest += tensor.nbytes
-    if sum(layers.values()) + rest <= room:
-        return -1
-    n = 0
-    for layer in sorted(layers, reverse=True):
-        room -= layers[layer]
-        if room < 0:
-            break
-        n += 1
-    return n
-
-
-def _checked_split_mode(mode: object) -> str:
-    if not isinstance(mode, str) or mode not in ("none", "layer", "row"):
-        raise InputError(f'load: split_mode is {mode!r}: it must be "none", "layer" or "row".')
-    return mode
-
-
-def _checked_split(split: Sequence[float] | None, chosen: Sequence[Device]) -> list[float]:
-    if split is None:
-        return []
-    try:
-        shares = [float(share) for share in split]
-    except (TypeError, ValueError):
-        raise InputError(
-            f"load: tensor_split is {split!r}: it must be a list of numbers."
-        ) from None
-    if len(shares) != len(chosen) or not all(0 <= share < float("inf") for share in shares):
-        raise InputError(
-            f"load: tensor_split is {shares}: it must have one finite share >= 0 for each of the "
-            f"{len(chosen)} devices."
-        )
-    return shares
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
-
-
-def _checked_overrides(overrides: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    checked = []
-    for override in overrides:
-        if isinstance(override, str) or len(override) != 2 or not all(map(_is_text, override)):
-            raise InputError(
-                f"load: tensor_overrides: {override!r} is no pair of a regular expression and a "
-                "device's name."
-            )
-        pattern, device = override
-        try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as failure:
-            raise InputError(
-                f"load: tensor_overrides: {pattern[:80]!r} is no regular expression: {failure}."
-            ) from None
-        if len(pattern) * math.prod(map(int, re.findall(r"(?<=[{,])[1-9]\d*(?=[,}])", pattern))) > (
-            MOST_STATES
-        ):
-            raise InputError(
-                f"load: tensor_overrides: {pattern[:80]!r} is too large: its length times its "
-                f"repetition counts must stay below {MOST_STATES}. Write several overrides."
-            )
-        checked.append((pattern, device))
-    return checked

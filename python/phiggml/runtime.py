@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phiggml import _core
+from phiggml.cores import available_cores, physical_cores
 from phiggml.errors import InputError
 from phiggml.plugin import Plugin, absent_plugins, installed_plugins
 
@@ -67,21 +68,19 @@ class Device:
     memory_free: int
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def thread_count(threads: int | None, operation: str) -> int:
+def thread_count(threads: int | None, operation: str, *, physical: bool = False) -> int:
     """Resolves `threads=None` to the cores available to this process, and checks a number.
+
+    Args:
+        threads: a number, or None.
+        operation: who asks, for the sentence of an error.
+        physical: of two hyperthreads count one.
 
     Raises:
         InputError: `threads` is no integer between 1 and 512.
     """
     if threads is None:
-        return min(available_cores(), MOST_THREADS)
+        return min(physical_cores() if physical else available_cores(), MOST_THREADS)
     if isinstance(threads, bool) or not isinstance(threads, int):
         raise InputError(f"{operation}: threads is {threads!r}: it must be an integer or None.")
     if not 1 <= threads <= MOST_THREADS:

@@ -16,14 +16,12 @@ from phiggml.chat_answer import AnswerParts, opens_reasoning, split_chunks
 from phiggml.completion import Chunk, Completion, TextStream, Timer
 from phiggml.errors import InputError, SessionError
 from phiggml.model import Model, Tokens, marker_tokens, token_array
-from phiggml.quant import QuantType
+from phiggml.placement_settings import SessionSettings
 from phiggml.runtime import forward_log, thread_count
 from phiggml.sampling import Sampling
+from phiggml.session_adapted import AdaptedSession
 
 __all__ = ["Session"]
-
-DEFAULT_CONTEXT = 4096
-"""What n_ctx=None gives at most: a cache for the 131072 tokens of a Phi-3.5-mini takes 51 GB."""
 
 _DEFAULT_SAMPLING = Sampling()
 
@@ -31,7 +29,7 @@ SMALL_MODEL = 32 << 20
 """Bytes of weights up to which threads=None is one thread (docs/decisions.md, 2026-11-22)."""
 
 
-class Session:
+class Session(AdaptedSession):
     """A context over a model: what it has read so far, and the memory for that.
 
     Args:
@@ -41,6 +39,7 @@ class Session:
         n_seq_max: sequences in the context.
         type_k, type_v: quant types of the KV cache.
         flash_attn: True, False, or "auto".
+        offload_kv: keep a layer's part of the KV cache on the layer's device, not on the CPU.
         threads: how many to use; None means all cores available to the process, and one for a
             model below 32 MiB, whose threads would wait for each other more than they compute.
 
@@ -73,24 +72,18 @@ class Session:
         type_k: str = "F16",
         type_v: str = "F16",
         flash_attn: bool | Literal["auto"] = "auto",
+        offload_kv: bool = True,
         threads: int | None = None,
     ) -> None:
-        settings = _core.session.SessionSettings()
-        settings.n_batch = _positive("n_batch", n_batch)
-        settings.n_seq_max = _positive("n_seq_max", n_seq_max)
-        settings.type_k = QuantType(type_k).id
-        settings.type_v = QuantType(type_v).id
-        settings.flash_attn = _flash(flash_attn)
-        if n_ctx is not None:
-            settings.n_ctx = _positive("n_ctx", n_ctx)
+        asked = SessionSettings(n_ctx, n_batch, n_seq_max, type_k, type_v, flash_attn, offload_kv)
         self._owns_model = not isinstance(model, Model)
-        self._model = model if isinstance(model, Model) else Model(model)
+        self._model = model if isinstance(model, Model) else Model(model, session=asked)
         self._use = 0
         try:
             core_model = self._model._open()
+            settings = asked._core_settings(core_model.n_ctx_train)
             settings.threads = _threads(threads, core_model.n_bytes)
-            if n_ctx is None:
-                settings.n_ctx = max(1, min(core_model.n_ctx_train, DEFAULT_CONTEXT))
+            self._n_threads = settings.threads
             self._core = _core.session.Session(core_model, settings)
         except BaseException:
             if self._owns_model:
@@ -108,6 +101,11 @@ class Session:
     def n_ctx(self) -> int:
         """Tokens that a sequence may have."""
         return self._core.n_ctx
+
+    @property
+    def threads(self) -> int:
+        """Threads that it computes with."""
+        return self._n_threads
 
     @property
     def tokens(self) -> npt.NDArray[np.int32]:
@@ -389,7 +387,7 @@ class Session:
             raise InputError(f"generate: sampling is {sampling!r}: it must be a Sampling.")
         stops = _stop_texts(stop)
         ids = self._prompt_ids(prompt)
-        sampler = sampling._sampler(self._model.n_vocab, self.n_ctx)
+        sampler = sampling._sampler(self._model._open(), self.n_ctx)
         self._use += 1
         self._core.reset()
         return self._written(ids, max_tokens, sampler, stops=stops, shown=shown, use=self._use)
@@ -409,7 +407,7 @@ class Session:
         self,
         ids: npt.NDArray[np.int32],
         max_tokens: int,
-        sampler: _core.session.Sampler,
+        sampler: _core.sampling.Sampler,
         *,
         stops: tuple[str, ...],
         shown: frozenset[int],
@@ -461,7 +459,7 @@ class Session:
 def _threads(threads: int | None, n_bytes: int) -> int:
     if threads is None and n_bytes < SMALL_MODEL:
         return 1
-    return thread_count(threads, "session")
+    return thread_count(threads, "session", physical=True)
 
 
 def _stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
@@ -473,21 +471,7 @@ def _stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 30:
-        raise InputError(f"session: {name} is {value!r}: it must be an integer from 1 to 2^30.")
-    return value
-
-
 def _sequence(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1 << 30:
         raise InputError(f"session: sequence is {value!r}: it must be a whole number from 0.")
-    return value
-
-
-def _flash(value: Any) -> bool | None:
-    if value == "auto":
-        return None
-    if not isinstance(value, bool):
-        raise InputError(f'session: flash_attn is {value!r}: it must be True, False or "auto".')
     return value

@@ -2,23 +2,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phiggml._core.model import Model
-
-class SamplingSettings:
-    def __init__(self) -> None: ...
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    typical_p: float
-    repeat_penalty: float
-    frequency_penalty: float
-    presence_penalty: float
-    penalty_last_n: int
-    seed: int
-
-class Sampler:
-    def __init__(self, settings: SamplingSettings, n_vocab: int) -> None: ...
-    def accept(self, tokens: npt.NDArray[np.int32]) -> None: ...
+from phiggml._core.sampling import Sampler
 
 class SessionSettings:
     def __init__(self) -> None: ...
@@ -28,6 +12,7 @@ class SessionSettings:
     type_k: int
     type_v: int
     flash_attn: bool | None
+    offload_kv: bool
     threads: int
 
 class Session:
