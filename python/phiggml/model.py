@@ -114,6 +114,7 @@ class Model:
     @property
     def metadata(self) -> Mapping[str, Any]:
         """The file's metadata, decoded on access."""
+        self._open()
         return self._file.metadata
 
     @property
@@ -284,7 +285,6 @@ class Model:
             "unknown": "unk_token",
             "padding": "pad_token",
         }
-        self._open()
         tokens = self.metadata.get("tokenizer.ggml.tokens", ())
         special = {}
         for key, name in names.items():
