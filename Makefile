@@ -83,7 +83,8 @@ test-plugins:
 	rm -rf build/plugins
 	$(call environment,build/plugins,$(WHEELS)/phiggml_*.whl)
 	build/plugins/bin/python -m pytest -m plugins tests/test_offload.py tests/test_doctor.py
-	PHIGGML_TEST_DEVICE=RPC build/plugins/bin/python -m pytest -m plugins tests/test_device.py tests/test_offload_placement.py
+	PHIGGML_TEST_DEVICE=RPC build/plugins/bin/python -m pytest -m plugins tests/test_device.py
+	PHIGGML_TEST_DEVICE=RPC build/plugins/bin/python -m pytest -m plugins tests/test_offload_placement.py
 	GGML_VK_VISIBLE_DEVICES=0 PHIGGML_TEST_DEVICE=Vulkan0 \
 		build/plugins/bin/python -m pytest -m plugins tests/test_offload_placement.py
 

@@ -1,7 +1,10 @@
 #include "batch.h"
 
 #include <algorithm>
+#include <exception>
 #include <memory>
+#include <new>
+#include <utility>
 
 #include "error.h"
 #include "llama.h"
@@ -59,34 +62,97 @@ void forget_from(llama_context * context, std::int32_t sequence, std::int32_t po
     }
 }
 
-void decode_in_batches(llama_context * context, const BatchRequest & request, const TakeLogits & take) {
-    const std::size_t n = request.n_tokens;
-    const std::size_t first_logits = std::min(request.n_silent, n - 1);
-    const arch::RopeSideScope side(request.rope_side);
-    // Upstream cuts larger ones up itself, and asserts that it need not where attention looks ahead.
-    const std::size_t n_batch = std::min<std::size_t>(llama_n_ubatch(context), n);
-    Batch batch(std::max<std::size_t>(n_batch, 1));
-    try {
-        for (std::size_t begin = 0; begin < n; begin += n_batch) {
-            const std::size_t end = std::min(begin + n_batch, n);
-            batch.clear();
-            for (std::size_t i = begin; i < end; ++i) {
-                batch.add(request.tokens[i], request.first_position + static_cast<std::int32_t>(i), request.sequence,
-                          i >= first_logits);
-            }
-            const LogMark mark;
-            check(llama_decode(context, batch.get()), mark);
-            const std::size_t n_rows = end - std::min(std::max(begin, first_logits), end);
-            if (n_rows > 0) {
-                const float * logits = llama_get_logits(context);
-                if (logits == nullptr) {
-                    throw Error(ErrorKind::unsupported, "eval: this model gives no logits.");
-                }
-                take(logits, n_rows);
+namespace {
+
+struct Place {
+    std::size_t part;
+    std::size_t token;
+};
+
+class Decoder {
+public:
+    Decoder(llama_context * context, const std::vector<BatchPart> & parts, const WantsLogits & wants,
+            const TakeLogits & take)
+        : context_(context), parts_(parts), wants_(wants), take_(take), batch_(capacity()) {}
+
+    void run() {
+        for (std::size_t part = 0; part < parts_.size(); ++part) {
+            for (std::size_t token = 0; token < parts_[part].n_tokens; ++token) {
+                add(part, token);
             }
         }
+        if (batch_.get().n_tokens > 0) {
+            decode();
+        }
+    }
+
+private:
+    // Upstream cuts larger ones up itself, and asserts that it need not where attention looks ahead.
+    std::size_t capacity() const {
+        std::size_t n = 0;
+        for (const BatchPart & part : parts_) {
+            n += part.n_tokens;
+        }
+        return std::max<std::size_t>(std::min<std::size_t>(llama_n_ubatch(context_), n), 1);
+    }
+
+    void add(std::size_t part, std::size_t token) {
+        const BatchPart & p = parts_[part];
+        const bool wanted = wants_(part, token);
+        if (wanted) {
+            rows_.push_back({batch_.get().n_tokens, {part, token}});
+        }
+        batch_.add(p.tokens[token], p.first_position + static_cast<std::int32_t>(token), p.sequence, wanted);
+        if (static_cast<std::size_t>(batch_.get().n_tokens) == capacity_) {
+            decode();
+        }
+    }
+
+    void decode() {
+        const LogMark mark;
+        check(decode_once(), mark);
+        for (const auto & [index, place] : rows_) {
+            const float * logits = llama_get_logits_ith(context_, index);
+            if (logits == nullptr) {
+                throw Error(ErrorKind::unsupported, "eval: this model gives no logits.");
+            }
+            take_(place.part, place.token, logits);
+        }
+        rows_.clear();
+        batch_.clear();
+    }
+
+    // Upstream may plan its graph anew here, and throws where that finds no memory.
+    std::int32_t decode_once() {
+        try {
+            return llama_decode(context_, batch_.get());
+        } catch (const std::bad_alloc &) {
+            throw;
+        } catch (const std::exception & failure) {
+            throw Error(ErrorKind::session, std::string("eval: decoding failed: ") + failure.what() + ".");
+        }
+    }
+
+    llama_context * context_;
+    const std::vector<BatchPart> & parts_;
+    const WantsLogits & wants_;
+    const TakeLogits & take_;
+    std::size_t capacity_ = capacity();
+    Batch batch_;
+    std::vector<std::pair<std::int32_t, Place>> rows_;  // of the batch
+};
+
+}  // namespace
+
+void decode_in_batches(llama_context * context, const std::vector<BatchPart> & parts, arch::RopeSide rope_side,
+                       const WantsLogits & wants, const TakeLogits & take) {
+    const arch::RopeSideScope side(rope_side);
+    try {
+        Decoder(context, parts, wants, take).run();
     } catch (...) {
-        forget_from(context, request.sequence, request.first_position);
+        for (const BatchPart & part : parts) {
+            forget_from(context, part.sequence, part.first_position);
+        }
         throw;
     }
 }

@@ -11,34 +11,88 @@ constexpr std::uint64_t watched_bytes = 1 << 28;
 
 // What ends in an exception leaves the context as it was, also where Ctrl-C came when the work was just done.
 template <typename Work>
-auto call(Session & session, std::int64_t sequence, std::size_t n_tokens, Work && work) {
+auto call(Session & session, const std::vector<Addition> & additions, Work && work) {
     const Session::Use use(session);
-    const std::size_t n_before = session.n_tokens(sequence);
+    std::vector<std::size_t> n_before;
+    std::uint64_t cost = 0;
+    for (const Addition & addition : additions) {
+        n_before.push_back(session.n_tokens(addition.sequence));
+        cost += session.cost(addition.tokens.size(), addition.sequence);
+    }
     Progress progress;
     try {
-        if (session.cost(n_tokens, sequence) < watched_bytes) {
+        if (cost < watched_bytes) {
             return call_released([&] { return work(progress); });
         }
         return call_watched(progress, py::none(), [&] { return work(progress); });
     } catch (...) {
-        session.truncate(n_before, sequence);
-        throw;
+        for (std::size_t i = 0; i < additions.size(); ++i) {
+            session.truncate(n_before[i], additions[i].sequence);
+        }
+        try {
+            throw;
+        } catch (const Cancelled &) {
+            throw Error(ErrorKind::session, "session: another thread has cancelled this call.");
+        }
     }
 }
 
-py::array_t<float> eval(Session & session, const py::array & tokens, bool all_logits, std::int64_t sequence) {
+py::array_t<float> eval(Session & session, const py::array & tokens, const std::vector<std::size_t> & wanted,
+                        std::int64_t sequence) {
     const std::vector<std::int32_t> ids = token_vector(tokens);
-    std::vector<float> logits = call(session, sequence, ids.size(), [&](Progress & progress) {
-        return session.eval(ids, all_logits, sequence, progress);
-    });
-    const std::size_t n_rows = all_logits ? ids.size() : 1;
-    const auto n_columns = static_cast<py::ssize_t>(logits.size() / n_rows);
-    return owned_array(std::move(logits), {static_cast<py::ssize_t>(n_rows), n_columns});
+    std::vector<float> logits = call(
+        session, {{sequence, ids}}, [&](Progress & progress) { return session.eval(ids, wanted, sequence, progress); });
+    const auto n_rows = static_cast<py::ssize_t>(wanted.size());
+    const auto n_columns = static_cast<py::ssize_t>(logits.size()) / std::max<py::ssize_t>(n_rows, 1);
+    return owned_array(std::move(logits), {n_rows, n_columns});
 }
 
-void prefill(Session & session, const py::array & tokens) {
+void advance(Session & session, const std::vector<std::tuple<std::int64_t, py::array, std::size_t>> & additions) {
+    std::vector<Addition> tokens;
+    tokens.reserve(additions.size());
+    for (const auto & [sequence, ids, n_rows] : additions) {
+        tokens.push_back({sequence, token_vector(ids), n_rows});
+    }
+    call(session, tokens, [&](Progress & progress) { session.advance(tokens, progress); });
+}
+
+py::array_t<float> score(Session & session, const py::array & tokens, std::int64_t sequence) {
     const std::vector<std::int32_t> ids = token_vector(tokens);
-    call(session, 0, ids.size(), [&](Progress & progress) { session.prefill(ids, progress); });
+    std::vector<float> logprobs =
+        call(session, {{sequence, ids}}, [&](Progress & progress) { return session.score(ids, sequence, progress); });
+    const auto n = static_cast<py::ssize_t>(logprobs.size());
+    return owned_array(std::move(logprobs), {n});
+}
+
+std::pair<float, std::vector<std::pair<std::int32_t, float>>> logprobs(const Session & session, std::size_t row,
+                                                                       std::int32_t token, std::int32_t k) {
+    const Logprobs found = call_released([&] { return session.logprobs(row, token, k); });
+    std::vector<std::pair<std::int32_t, float>> top;
+    for (const TokenLogprob & one : found.top) {
+        top.emplace_back(one.token, one.logprob);
+    }
+    return {found.logprob, top};
+}
+
+py::array_t<float> logits(const Session & session, std::size_t row) {
+    std::vector<float> values = call_released([&] { return session.logits(row); });
+    const auto n = static_cast<py::ssize_t>(values.size());
+    return owned_array(std::move(values), {n});
+}
+
+std::size_t reuse(Session & session, const py::array & tokens, std::int64_t sequence) {
+    const std::vector<std::int32_t> ids = token_vector(tokens);
+    return call_released([&] {
+        const Session::Use use(session);
+        return session.reuse(ids, sequence);
+    });
+}
+
+void truncate(Session & session, std::size_t n_tokens, std::int64_t sequence) {
+    call_released([&] {
+        const Session::Use use(session);
+        session.truncate(n_tokens, sequence);
+    });
 }
 
 py::array_t<std::int32_t> session_tokens(const Session & session, std::int64_t sequence) {
@@ -64,15 +118,37 @@ void register_session(py::module_ & m) {
         .def_readwrite("type_v", &SessionSettings::type_v)
         .def_readwrite("flash_attn", &SessionSettings::flash_attn)
         .def_readwrite("offload_kv", &SessionSettings::offload_kv)
+        .def_readwrite("swa_full", &SessionSettings::swa_full)
+        .def_property(
+            "shifts", [](const SessionSettings & settings) { return settings.overflow == Overflow::shift; },
+            [](SessionSettings & settings, bool shifts) {
+                settings.overflow = shifts ? Overflow::shift : Overflow::refuse;
+            })
         .def_readwrite("threads", &SessionSettings::threads);
     py::class_<Session>(sub, "Session")
         .def(py::init(&make_session), py::arg("model"), py::arg("settings"))
-        .def("eval", &eval, py::arg("tokens"), py::arg("all_logits"), py::arg("sequence"))
-        .def("prefill", &prefill, py::arg("tokens"))
+        .def("eval", &eval, py::arg("tokens"), py::arg("wanted"), py::arg("sequence"))
+        .def("advance", &advance, py::arg("additions"))
         .def(
             "sample",
-            [](Session & session, Sampler & sampler) { return call_released([&] { return session.sample(sampler); }); },
-            py::arg("sampler"))
+            [](Session & session, Sampler & sampler, std::size_t row) {
+                return call_released([&] { return session.sample(sampler, row); });
+            },
+            py::arg("sampler"), py::arg("row"))
+        .def("logprobs", &logprobs, py::arg("row"), py::arg("token"), py::arg("k"))
+        .def("logits", &logits, py::arg("row"))
+        .def("score", &score, py::arg("tokens"), py::arg("sequence"))
+        .def("truncate", &truncate, py::arg("n_tokens"), py::arg("sequence"))
+        .def("reuse", &reuse, py::arg("tokens"), py::arg("sequence"))
+        .def(
+            "fork",
+            [](Session & session, std::int64_t source, std::int64_t target) {
+                call_released([&] { session.fork(source, target); });
+            },
+            py::arg("source"), py::arg("target"))
+        .def("cancel", &Session::cancel)
+        .def("allow", &Session::allow)
+        .def_property_readonly("cancelled", &Session::cancelled)
         .def("reset", [](Session & session) { call_released([&] { session.reset(); }); })
         .def(
             "reset_sequence",

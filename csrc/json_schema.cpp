@@ -5,7 +5,7 @@
 #include <stdexcept>
 
 #include "error.h"
-#include "gguf_text.h"
+#include "threads.h"
 #include "upstream/json_schema.h"
 
 namespace phiggml {
@@ -13,7 +13,10 @@ namespace phiggml {
 namespace {
 
 constexpr std::size_t most_bytes = 1 << 20;
-constexpr std::size_t most_nesting = 512;  // upstream recurses
+constexpr std::size_t most_nesting = 512;
+
+// Upstream recurses into what is nested, and std::regex for each character of a name that no rule may have.
+constexpr std::size_t stack_bytes = 8 << 20;
 
 std::size_t nesting(const std::string & schema) {
     std::size_t depth = 0, greatest = 0;
@@ -40,8 +43,10 @@ std::string json_schema_to_gbnf(const std::string & schema) {
         throw Error(ErrorKind::input,
                     "json_schema: it has more than 2^20 bytes, or is nested deeper than 512. Make it smaller.");
     }
+    std::string grammar;
     try {
-        return upstream::convert_json_schema(schema);
+        run_on_stack(stack_bytes, [&] { grammar = upstream::convert_json_schema(schema); });
+        return grammar;
     } catch (const std::bad_alloc &) {
         throw;
     } catch (const std::exception & failure) {

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,24 +12,22 @@
 #include "adapter.h"
 #include "arch/long_rope.h"
 #include "embedder.h"
+#include "logprobs.h"
 #include "model.h"
 #include "progress.h"
 #include "sampling.h"
+#include "session_settings.h"
 
 struct ggml_threadpool;
 struct llama_context;
 
 namespace phiggml {
 
-struct SessionSettings {
-    std::int64_t n_ctx = 0;    // tokens per sequence
-    std::int64_t n_batch = 0;  // tokens that one decode call takes
-    std::int64_t n_seq_max = 1;
-    int type_k = 1;  // ggml types of the KV cache
-    int type_v = 1;
-    std::optional<bool> flash_attn;  // none: as upstream decides
-    bool offload_kv = true;          // the cache of a layer lies where the layer does; else on the CPU
-    int threads = 1;
+// Tokens for a sequence, and how many of the last of them are to give logits.
+struct Addition {
+    std::int64_t sequence = 0;
+    std::vector<std::int32_t> tokens;
+    std::size_t n_rows = 1;
 };
 
 class Session {
@@ -50,19 +49,38 @@ public:
         const Session & session_;
     };
 
-    // Appends tokens to a sequence and returns float32[n, n_vocab] (all) or float32[1, n_vocab]. Where that takes the
-    // sequence across the line of long rope, what it held before is evaluated once more.
-    std::vector<float> eval(const std::vector<std::int32_t> & tokens, bool all_logits, std::int64_t sequence,
-                            Progress & progress);
+    // Appends tokens to a sequence and returns the logits after those at `wanted`, which ascend: float32[n, n_vocab].
+    // Where that takes the sequence across the line of long rope, what it held before is evaluated once more.
+    std::vector<float> eval(const std::vector<std::int32_t> & tokens, const std::vector<std::size_t> & wanted,
+                            std::int64_t sequence, Progress & progress);
 
-    // Appends tokens to sequence 0 and keeps the last one's logits for sample().
-    void prefill(const std::vector<std::int32_t> & tokens, Progress & progress);
+    // Appends tokens to several sequences, decoded together, and keeps their rows of logits, in this order, for the
+    // calls below.
+    void advance(const std::vector<Addition> & additions, Progress & progress);
+
+    // Chooses a token from a row of logits; does not append it.
+    std::int32_t sample(Sampler & sampler, std::size_t row);
+    Logprobs logprobs(std::size_t row, std::int32_t token, std::int32_t k) const;
+    std::vector<float> logits(std::size_t row) const;
+
+    // Appends tokens to a sequence and returns the logarithm of the probability of each but the first of them.
+    std::vector<float> score(const std::vector<std::int32_t> & tokens, std::int64_t sequence, Progress & progress);
 
     // Forgets a sequence's tokens after the first n_tokens.
     void truncate(std::size_t n_tokens, std::int64_t sequence);
 
-    // Chooses a token from the last logits; does not append it.
-    std::int32_t sample(Sampler & sampler);
+    // Forgets what a sequence does not have in common with these tokens, and the last of them at least. Returns how
+    // many are left.
+    std::size_t reuse(const std::vector<std::int32_t> & tokens, std::int64_t sequence);
+
+    // Makes a sequence the same as another.
+    void fork(std::int64_t source, std::int64_t target);
+
+    // From any thread: the call under way ends, and those after it, until allow().
+    void cancel() { cancelled_ = true; }
+    void allow() { cancelled_ = false; }
+    bool cancelled() const { return cancelled_; }
+    bool stopped() const;  // asked for by the abort callback
 
     // What is in the context was computed otherwise: the next call evaluates it again.
     void set_lora(std::vector<ScaledLora> loras);
@@ -94,12 +112,23 @@ private:
         arch::RopeSide rope_side = arch::RopeSide::within;
     };
 
-    void decode(const std::vector<std::int32_t> & tokens, bool all_logits, std::int64_t sequence, Progress & progress,
-                std::vector<float> * out);
-    void check_tokens(const std::vector<std::int32_t> & tokens, const Sequence & sequence) const;
+    using Wants = std::function<bool(std::size_t addition, std::size_t token)>;
+    using TakeRow = std::function<void(std::size_t addition, std::size_t token, const float * logits)>;
+
+    void evaluate(const std::vector<Addition> & additions, const Wants & wants, const TakeRow & take,
+                  Progress & progress);
+    void evaluate_side(const std::vector<Addition> & additions, const std::vector<std::size_t> & n_before,
+                       arch::RopeSide side, const Wants & wants, const TakeRow & take);
+    void check_additions(const std::vector<Addition> & additions) const;
+    void check_tokens(const std::vector<std::int32_t> & tokens) const;
+    void make_room(std::int64_t sequence, std::size_t n_tokens);
+    void shift(std::int64_t sequence);
+    bool turns_in_place() const;
     void keep(std::int64_t sequence, std::size_t n_tokens);
     arch::RopeSide rope_side(std::size_t n_total) const;
     void choose_rope_side(std::int64_t sequence, std::size_t n_total);
+    const float * row(std::size_t row) const;
+    Sequence & sequence_at(std::int64_t sequence) { return sequences_[static_cast<std::size_t>(sequence)]; }
     void make_context();
     void evaluate_anew();
     const Sequence & at(std::int64_t sequence) const;
@@ -128,8 +157,9 @@ private:
     bool plans_anew_ = false;             // upstream will, at the next decode
     std::vector<Sequence> sequences_;
     std::size_t rope_line_;
-    bool has_logits_ = false;
+    std::vector<float> rows_;                    // float32[n, n_vocab], of the last advance()
     std::atomic<Progress *> progress_{nullptr};  // of the call under way; the abort callback reads it
+    std::atomic<bool> cancelled_{false};
     std::atomic<bool> closed_{false};
     mutable std::atomic<bool> in_use_{false};
 };

@@ -147,7 +147,7 @@ void SessionState::begin(std::vector<std::int32_t> tokens, std::size_t n_evaluat
     begun_->n_evaluated = n_evaluated;
     begun_->rope_side = beyond_line ? arch::RopeSide::beyond : arch::RopeSide::within;
     n_evaluated_ = n_bytes_ = 0;
-    session().has_logits_ = false;
+    session().rows_.clear();
     session().keep(number_, 0);
     if (n_evaluated == 0) {
         return;

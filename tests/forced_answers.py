@@ -30,7 +30,7 @@ class Forced:
         self._core = core
         self._tokens = iter(tokens)
 
-    def sample(self, _sampler: Any) -> int:
+    def sample(self, _sampler: Any, _row: int) -> int:
         return int(next(self._tokens))
 
     def __getattr__(self, name: str) -> Any:

@@ -24,6 +24,8 @@ FLOORS = [
     {"quantization", "report", "pipeline", "source"},
     {"imatrix", "speed"},
     {"session"},
+    {"answer"},
+    {"speculation"},
     {"model", "adapter", "embedder", "placement"},
     {"quant", "gguf", "recipe", "comparison", "chat", "completion", "sampling", "embedding"},
     {"grammar"},

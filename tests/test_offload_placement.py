@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pytest
 
 import phiggml as pg
+import phiggml.model
 import rpc_device
 from small_models import N_LAYER as N_SMALL
 from small_models import small_model
@@ -256,6 +257,22 @@ def test_a_longer_context_leaves_room_for_fewer_layers(device: str, nano_f32: Pa
         )
     ]
     assert layers[1] < layers[0] and layers[1] < layers[2]
+
+
+def test_a_session_that_loads_its_model_plans_for_itself(
+    device: str, nano_f32: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = []
+    found = phiggml.model.planned
+
+    def watched(*arguments: Any) -> Any:
+        trial = found(*arguments)
+        planned.append(trial.session.n_ctx)
+        return trial
+
+    monkeypatch.setattr(phiggml.model, "planned", watched)
+    pg.Session(nano_f32, n_ctx=777).close()
+    assert planned == [777]
 
 
 def test_a_tied_output_has_a_copy_on_the_device(device: str, tmp_path: Path) -> None:

@@ -30,9 +30,20 @@ def quotes() -> list[str]:
     return found
 
 
+PYTHON_FILES = (
+    "__init__",
+    "plugin",
+    "runtime",
+    "model",
+    "placement_settings",
+    "cli_doctor",
+    "cli_self_test",
+)
+
+
 def sources() -> list[str]:
     texts: list[str] = []
-    for name in ("__init__", "plugin", "runtime", "model", "cli_doctor", "cli_self_test"):
+    for name in PYTHON_FILES:
         texts += said.of_python(PACKAGE / f"{name}.py")
     for name in ("runtime", "model", "session", "kernel_set"):
         file = ROOT / "csrc" / f"{name}.cpp"
@@ -44,7 +55,7 @@ def must_be_told() -> Iterator[str]:
     """What somebody who looks for help will have read."""
     yield from runtime._SENTENCES.values()
     errors = frozenset({"ImportError", "_FaultError", "CheckError", "DeviceError"})
-    for name in ("__init__", "plugin", "runtime", "model", "cli_doctor", "cli_self_test"):
+    for name in PYTHON_FILES:
         yield from said.of_calls(PACKAGE / f"{name}.py", errors)
     for name in ("runtime", "kernel_set"):
         yield from said.of_cpp_errors(ROOT / "csrc" / f"{name}.cpp", "device")

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from phiggml.chat import render_chat
     from phiggml.chat_tools import ToolCall
     from phiggml.comparison import TypeComparison, compare_types
-    from phiggml.completion import Chunk, Completion, Timings
+    from phiggml.completion import Chunk, Completion, Timings, TokenLogprobs
     from phiggml.conversion import ConversionReport, convert
     from phiggml.conversion.export import ExportReport, export_checkpoint
     from phiggml.conversion.lora import LoraReport, convert_lora
@@ -64,7 +64,8 @@ if TYPE_CHECKING:
     from phiggml.quantization import QuantizeOptions, Report, quantize_model
     from phiggml.recipe import Recipe, model_types
     from phiggml.sampling import Sampling
-    from phiggml.session import Session
+    from phiggml.session import Score, Session
+    from phiggml.speculation import Draft, PromptLookup
     from phiggml.speed import Speed, benchmark_model
 
 __version__ = "0.1.0"
@@ -76,6 +77,7 @@ _HOMES = {
     "ControlVector": "adapter",
     "ConversionReport": "conversion",
     "DevicePlacement": "placement",
+    "Draft": "speculation",
     "ExportReport": "conversion.export",
     "GGUFDiff": "gguf_diff",
     "GGUFEdit": "gguf_edit",
@@ -93,13 +95,16 @@ _HOMES = {
     "Placement": "placement",
     "Progress": "progress",
     "QuantizeOptions": "quantization",
+    "PromptLookup": "speculation",
     "Recipe": "recipe",
     "Report": "quantization",
     "Sampling": "sampling",
+    "Score": "session",
     "Session": "session",
     "SessionSettings": "placement",
     "Speed": "speed",
     "Timings": "completion",
+    "TokenLogprobs": "completion",
     "ToolCall": "chat_tools",
     "TypeComparison": "comparison",
     "benchmark_model": "speed",
@@ -132,6 +137,7 @@ __all__ = [
     "Device",
     "DeviceError",
     "DevicePlacement",
+    "Draft",
     "ExportReport",
     "FormatError",
     "GGUFDiff",
@@ -151,6 +157,7 @@ __all__ = [
     "PhiggmlError",
     "Placement",
     "Progress",
+    "PromptLookup",
     "QuantType",
     "QuantizationError",
     "QuantizeOptions",
@@ -158,11 +165,13 @@ __all__ = [
     "Recipe",
     "Report",
     "Sampling",
+    "Score",
     "Session",
     "SessionError",
     "SessionSettings",
     "Speed",
     "Timings",
+    "TokenLogprobs",
     "ToolCall",
     "TypeComparison",
     "UnsupportedError",

@@ -72,7 +72,7 @@ def check_lora(file: GGUFFile, model: Model) -> CheckedLora:
     alpha = _checked_alpha(file, model, faults)
     faults.raise_if_any()
     pairs = _paired(file, faults)
-    placed = {name for name, device in model._open().placement() if device}
+    placed = set(model.placement)
     for target, (a, b) in pairs.items():
         tensor = model._file.tensors.get(target)
         if tensor is None or target not in placed:

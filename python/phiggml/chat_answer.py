@@ -256,5 +256,9 @@ def split_chunks(chunks: Iterable[Chunk], parts: AnswerParts) -> Iterator[Chunk]
         ] or [Chunk("", None, kind=parts.kind)]
         yield from pieces[:-1]
         yield dataclasses.replace(
-            pieces[-1], token=chunk.token, finish_reason=reason, timings=chunk.timings
+            pieces[-1],
+            token=chunk.token,
+            finish_reason=reason,
+            timings=chunk.timings,
+            logprobs=chunk.logprobs,
         )

@@ -118,7 +118,12 @@ def open_session(arguments: argparse.Namespace, resources: ExitStack) -> pg.Sess
     """Loads the model, with a bar, and makes a session; `resources` closes both."""
     with ProgressBar() as bar:
         model = resources.enter_context(
-            pg.Model(arguments.model, n_gpu_layers=arguments.n_gpu_layers, progress=bar)
+            pg.Model(
+                arguments.model,
+                n_gpu_layers=arguments.n_gpu_layers,
+                session=pg.SessionSettings(n_ctx=arguments.n_ctx),
+                progress=bar,
+            )
         )
     return resources.enter_context(
         pg.Session(model, n_ctx=arguments.n_ctx, threads=arguments.threads)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from phiggml.chat_tools import ToolCall
 
-__all__ = ["Chunk", "Completion", "Timings"]
+__all__ = ["Chunk", "Completion", "Timings", "TokenLogprobs"]
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 ChunkKind = Literal["text", "reasoning", "tool_call"]
 
 
@@ -21,26 +21,44 @@ class Timings:
     """Tokens and seconds of an answer.
 
     Attributes:
-        prompt_tokens: tokens that were read.
-        prompt_seconds: how long that took.
+        prompt_tokens: tokens of the prompt.
+        prompt_seconds: how long it took to read them: the time to the first token.
         tokens: tokens that were written, the one that ended the answer not counted.
         seconds: how long that took.
+        reused_tokens: those of the prompt that were in the context and were not read again.
     """
 
     prompt_tokens: int
     prompt_seconds: float
     tokens: int
     seconds: float
+    reused_tokens: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Speed of reading; 0 when nothing was timed."""
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
+        """Speed of reading what was not reused; 0 when nothing was timed."""
+        read = self.prompt_tokens - self.reused_tokens
+        return read / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
 
     @property
     def tokens_per_second(self) -> float:
         """Speed of writing; 0 when nothing was timed."""
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely a token was, by the model's own logits, before any setting of Sampling.
+
+    Attributes:
+        token: its id.
+        logprob: the natural logarithm of its probability.
+        top: the likeliest tokens in its place, likeliest first: (id, logprob).
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -53,12 +71,14 @@ class Chunk:
         token: the id behind it; None for the end, and for all but the last of several chunks that
             one token gave.
         finish_reason: "stop" (the model ended, or a stop text came), "tool_calls" (it ended, and
-            asks for calls), "length" (max_tokens are written), None before the end.
+            asks for calls), "length" (max_tokens are written), "cancelled" (by
+            `Session.cancel`), None before the end.
         timings: of the whole answer, at its end.
         kind: the part of the answer that it belongs to: "text", "reasoning", or "tool_call". Only
             chats tell parts apart.
         tool_calls: what a chunk of kind "tool_call" asks for; it has all of its call, or none.
         malformed_call: the text begins as a tool call does, and is none.
+        logprobs: of the token, where they were asked for.
     """
 
     text: str
@@ -68,6 +88,7 @@ class Chunk:
     kind: ChunkKind = "text"
     tool_calls: tuple[ToolCall, ...] = ()
     malformed_call: bool = False
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +99,12 @@ class Completion:
         text: the answer, without what a chat tells apart from it: reasoning and tool calls.
         tokens: its token ids, all of them.
         finish_reason: "stop" (the model ended, or a stop text came), "tool_calls" (it ended, and
-            asks for calls) or "length".
+            asks for calls), "length" or "cancelled".
         timings: how long it took.
         reasoning: what the model thought before it answered; None when it did not.
         tool_calls: what it asks to have called, in its order.
         malformed_call: the text holds what begins as a tool call does, and is none.
+        logprobs: of each token, where they were asked for.
     """
 
     text: str
@@ -92,12 +114,14 @@ class Completion:
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     malformed_call: bool = False
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> Completion:
         """Joins the chunks of one answer, the last of which has ended it."""
         last = chunks[-1]
         assert last.finish_reason is not None and last.timings is not None
+        logprobs = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
         thoughts = [chunk.text for chunk in chunks if chunk.kind == "reasoning"]
         return cls(
             text="".join(chunk.text for chunk in chunks if chunk.kind == "text"),
@@ -107,6 +131,7 @@ class Completion:
             reasoning="".join(thoughts) if thoughts else None,
             tool_calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
             malformed_call=any(chunk.malformed_call for chunk in chunks),
+            logprobs=tuple(logprobs) if logprobs else None,
         )
 
     @property
@@ -123,8 +148,9 @@ class Completion:
 class Timer:
     """Measures an answer."""
 
-    def __init__(self, prompt_tokens: int) -> None:
+    def __init__(self, prompt_tokens: int, reused_tokens: int = 0) -> None:
         self._prompt_tokens = prompt_tokens
+        self._reused_tokens = reused_tokens
         self._start = time.perf_counter()
         self._prompt_seconds = 0.0
 
@@ -137,7 +163,11 @@ class Timer:
     def timings(self, tokens: int) -> Timings:
         """The figures so far."""
         return Timings(
-            self._prompt_tokens, self._prompt_seconds, tokens, time.perf_counter() - self._start
+            self._prompt_tokens,
+            self._prompt_seconds,
+            tokens,
+            time.perf_counter() - self._start,
+            self._reused_tokens,
         )
 
 

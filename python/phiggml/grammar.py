@@ -37,9 +37,8 @@ class Grammar:
     Example:
         >>> import phiggml as pg
         >>> grammar = pg.Grammar('root ::= "yes" | "no"')
-        >>> with pg.Session("phi3-nano.gguf") as session:
-        ...     session.generate("Is GGUF a file format?", max_tokens=8, grammar=grammar).text
-        'yes'
+        >>> str(grammar)
+        'root ::= "yes" | "no"'
     """
 
     __slots__ = ("_core",)
@@ -111,6 +110,21 @@ class Grammar:
         return (Grammar, (str(self),))
 
 
+def chosen_grammar(
+    grammar: Grammar | str | None, json_schema: Mapping[str, Any] | str | bool | None
+) -> Grammar | None:
+    """What an answer may be, said in one of two ways; None where it may be anything.
+
+    Raises:
+        InputError, UnsupportedError: as `Grammar` and `from_json_schema`; or both are given.
+    """
+    if grammar is not None and json_schema is not None:
+        raise InputError("generate: both grammar and json_schema are given. Give one of them.")
+    if json_schema is not None:
+        return Grammar.from_json_schema(json_schema)
+    return grammar if grammar is None or isinstance(grammar, Grammar) else Grammar(grammar)
+
+
 def grammar_state(
     grammar: Grammar | str | None,
     json_schema: Mapping[str, Any] | str | bool | None,
@@ -119,15 +133,7 @@ def grammar_state(
     """One answer's place in what it may be, or None where it may be anything.
 
     Raises:
-        InputError, UnsupportedError: as `Grammar` and `Grammar.from_json_schema`; both are given;
-            the model has no vocabulary.
+        InputError, UnsupportedError: as `chosen_grammar`; or the model has no vocabulary.
     """
-    if grammar is not None and json_schema is not None:
-        raise InputError("generate: both grammar and json_schema are given. Give one of them.")
-    if json_schema is not None:
-        grammar = Grammar.from_json_schema(json_schema)
-    if grammar is None:
-        return None
-    if not isinstance(grammar, Grammar):
-        grammar = Grammar(grammar)
-    return _core.grammar.GrammarState(grammar._core, model)
+    chosen = chosen_grammar(grammar, json_schema)
+    return None if chosen is None else _core.grammar.GrammarState(chosen._core, model)

@@ -114,6 +114,7 @@ class _PlainSchema:
         self._document = document
         self._n_schemas = 0
         self._names: dict[str, str] = {}  # reference -> its definition's name here
+        self._pending: list[str] = []  # references to what is not written yet
         # Upstream makes rules' names of properties' and definitions' alike.
         self._prefix = "def"
         while self._prefix in _dumped(document):
@@ -123,9 +124,10 @@ class _PlainSchema:
         """All of it, with the definitions that something refers to."""
         root = self._node(self._document, "#", 0)
         definitions: dict[str, Any] = {}
-        while len(definitions) < len(self._names):
-            reference, name = list(self._names.items())[len(definitions)]
-            definitions[name] = self._node(self._resolved(reference, "#"), reference, 0)
+        while self._pending:
+            reference = self._pending.pop()
+            target = self._resolved(reference, "#")
+            definitions[self._names[reference]] = self._node(target, reference, 0)
         return {**root, "$defs": definitions} if definitions else root
 
     def _node(self, schema: Any, path: str, depth: int) -> dict[str, Any]:
@@ -200,7 +202,7 @@ class _PlainSchema:
 
     def _array(self, schema: dict[str, Any], path: str, depth: int) -> dict[str, Any]:
         items = schema.get("items", {})
-        least, most = lengths(schema, "minItems", "maxItems", path)
+        least, most = lengths(schema, "Items", path)
         if "prefixItems" in schema or isinstance(items, list):
             listed = "prefixItems" if "prefixItems" in schema else "items"
             each = schema[listed]
@@ -244,13 +246,15 @@ class _PlainSchema:
         if len(parts) == 1 and keys == {"allOf"}:
             return self._node(parts[0], f"{path}/0", depth + 1)
         own = {key: schema[key] for key in keys - {"allOf"}}
-        whole = merged([own, *parts], path, self._followed, _heeded)
+        whole = merged([own, *parts], path, followed=self._followed, heeded=_heeded)
         return self._node(whole, path, depth + 1)
 
     def _reference(self, reference: Any, path: str, depth: int) -> dict[str, Any]:
         self._resolved(reference, path)
-        name = self._names.setdefault(reference, f"{self._prefix}{len(self._names)}")
-        return {"$ref": f"#/$defs/{name}"}
+        if reference not in self._names:
+            self._names[reference] = f"{self._prefix}{len(self._names)}"
+            self._pending.append(reference)
+        return {"$ref": f"#/$defs/{self._names[reference]}"}
 
     def _followed(self, schema: Any, path: str) -> Any:
         """A schema, or what it refers to where it is a reference."""
@@ -348,7 +352,7 @@ def _string(schema: dict[str, Any], path: str) -> dict[str, Any]:
             rule = f"{value[:80]!r} would not be heeded; {', '.join(sorted(FORMATS))} are"
             raise unheeded(f"{path}/format", rule, "Remove it, or write a pattern.")
         return {"type": "string", keyword: value}
-    least, most = lengths(schema, "minLength", "maxLength", path)
+    least, most = lengths(schema, "Length", path)
     return {"type": "string", "minLength": least, **({} if most is None else {"maxLength": most})}
 
 

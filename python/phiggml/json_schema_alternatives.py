@@ -34,6 +34,7 @@ def check_one_of(alternatives: list[Any], path: str) -> None:
 def merged(
     parts: list[Any],
     path: str,
+    *,
     followed: Callable[[Any, str], Any],
     heeded: Callable[[dict[str, Any], str], set[str]],
 ) -> dict[str, Any]:

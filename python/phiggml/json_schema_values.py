@@ -68,10 +68,9 @@ def _check_integers(value: Any, path: str) -> None:
             raise unheeded(path, "an integer has more than 64 bits", "Write it as a string.")
 
 
-def lengths(
-    schema: dict[str, Any], least_name: str, most_name: str, path: str
-) -> tuple[int, int | None]:
-    """The bounds of a length; None for no upper one."""
+def lengths(schema: dict[str, Any], unit: str, path: str) -> tuple[int, int | None]:
+    """minItems and maxItems, or minLength and maxLength; None for no upper bound."""
+    least_name, most_name = f"min{unit}", f"max{unit}"
     for name in {least_name, most_name} & schema.keys():
         value = schema[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):

@@ -51,6 +51,7 @@ class SessionSettings:
         type_k, type_v: quant types of the KV cache.
         flash_attn: True, False, or "auto".
         offload_kv: keep a layer's part of the KV cache on the layer's device, not on the CPU.
+        swa_full: keep all tokens in layers with a sliding window, not only those in the window.
 
     Example:
         >>> import phiggml as pg
@@ -69,6 +70,7 @@ class SessionSettings:
     type_v: str = "F16"
     flash_attn: bool | Literal["auto"] = "auto"
     offload_kv: bool = True
+    swa_full: bool = True
 
     def _core_settings(self, n_ctx_train: int) -> _core.session.SessionSettings:
         settings = _core.session.SessionSettings()
@@ -81,6 +83,7 @@ class SessionSettings:
         settings.type_v = QuantType(self.type_v).id
         settings.flash_attn = _flash(self.flash_attn)
         settings.offload_kv = bool(self.offload_kv)
+        settings.swa_full = bool(self.swa_full)
         return settings
 
 

@@ -43,6 +43,9 @@ _OURS = ("cuda13", "cuda12", "vulkan", "rocm", "sycl", "rpc")
 _DRIVER = "cuda"
 """cuda-pathfinder's name of it."""
 
+SMALL_MODEL = 32 << 20
+"""Bytes of weights up to which threads=None is one thread (docs/decisions.md, 2026-11-22)."""
+
 MOST_THREADS = 512
 """ggml's own ceiling (GGML_MAX_N_THREADS)."""
 
@@ -89,6 +92,17 @@ def thread_count(threads: int | None, operation: str, *, physical: bool = False)
             "or None for all cores."
         )
     return threads
+
+
+def session_threads(threads: int | None, n_bytes: int) -> int:
+    """Resolves a session's `threads` for a model of so many bytes, and checks a number.
+
+    Raises:
+        InputError: as thread_count.
+    """
+    if threads is None and n_bytes < SMALL_MODEL:
+        return 1
+    return thread_count(threads, "session", physical=True)
 
 
 def library_folder() -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
@@ -11,27 +13,43 @@ import numpy as np
 import numpy.typing as npt
 
 from phiggml import _core
-from phiggml.chat import Message
-from phiggml.chat_answer import AnswerParts, opens_reasoning, split_chunks
-from phiggml.completion import Chunk, Completion, TextStream, Timer
 from phiggml.errors import InputError, SessionError
-from phiggml.model import Model, Tokens, marker_tokens, token_array
+from phiggml.model import Model, Tokens, token_array
 from phiggml.placement_settings import SessionSettings
-from phiggml.runtime import forward_log, thread_count
-from phiggml.sampling import Sampling
-from phiggml.session_adapted import AdaptedSession
+from phiggml.runtime import forward_log, session_threads
+from phiggml.session_async import AsyncSession
 from phiggml.session_state import StoredSession
 from phiggml.session_state import checked_sequence as _sequence
 
-__all__ = ["Session"]
-
-_DEFAULT_SAMPLING = Sampling()
-
-SMALL_MODEL = 32 << 20
-"""Bytes of weights up to which threads=None is one thread (docs/decisions.md, 2026-11-22)."""
+__all__ = ["Score", "Session"]
 
 
-class Session(AdaptedSession, StoredSession):
+@dataclass(frozen=True)
+class Score:
+    """How likely a model finds a text.
+
+    Attributes:
+        tokens: int32[n], the text's.
+        logprobs: float32[n]: the natural logarithm of the probability of each, given those before
+            it; NaN for the first, which nothing comes before.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+
+    @property
+    def total(self) -> float:
+        """The logarithm of the probability of all but the first, together."""
+        return float(np.sum(self.logprobs[1:], dtype=np.float64))
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean surprise; NaN for a single token."""
+        n = len(self.tokens) - 1
+        return math.exp(-self.total / n) if n > 0 else math.nan
+
+
+class Session(AsyncSession, StoredSession):
     """A context over a model: what it has read so far, and the memory for that.
 
     Args:
@@ -42,6 +60,13 @@ class Session(AdaptedSession, StoredSession):
         type_k, type_v: quant types of the KV cache.
         flash_attn: True, False, or "auto".
         offload_kv: keep a layer's part of the KV cache on the layer's device, not on the CPU.
+        swa_full: keep all tokens in layers with a sliding window (Phi-3-mini-4k: 2047 tokens),
+            not only those in the window. False takes less memory where n_ctx is longer than the
+            window, and reads a sequence anew where tokens are taken off its end.
+        overflow: what to do with tokens that the context has no room for: "error" raises
+            SessionError; "shift" drops the older half of the sequence but its first 4 tokens, as
+            often as it takes, and goes on. What is left keeps what it knew of what has left; with
+            long rope or a sliding window it is read again, without.
         threads: how many to use; None means all cores available to the process, and one for a
             model below 32 MiB, whose threads would wait for each other more than they compute.
 
@@ -75,17 +100,25 @@ class Session(AdaptedSession, StoredSession):
         type_v: str = "F16",
         flash_attn: bool | Literal["auto"] = "auto",
         offload_kv: bool = True,
+        swa_full: bool = True,
+        overflow: Literal["error", "shift"] = "error",
         threads: int | None = None,
     ) -> None:
-        asked = SessionSettings(n_ctx, n_batch, n_seq_max, type_k, type_v, flash_attn, offload_kv)
+        asked = SessionSettings(
+            n_ctx, n_batch, n_seq_max, type_k, type_v, flash_attn, offload_kv, swa_full
+        )
+        if overflow not in ("error", "shift"):
+            raise InputError(f'session: overflow is {overflow!r}: it must be "error" or "shift".')
         self._owns_model = not isinstance(model, Model)
-        self._model = model if isinstance(model, Model) else Model(model)
+        self._model = model if isinstance(model, Model) else Model(model, session=asked)
         self._use = 0
         try:
             core_model = self._model._open()
             settings = asked._core_settings(core_model.n_ctx_train)
-            settings.threads = _threads(threads, core_model.n_bytes)
+            settings.threads = session_threads(threads, core_model.n_bytes)
+            settings.shifts = overflow == "shift"
             self._n_threads = settings.threads
+            self._n_sequences = settings.n_seq_max
             self._core = _core.session.Session(core_model, settings)
         except BaseException:
             if self._owns_model:
@@ -130,7 +163,11 @@ class Session(AdaptedSession, StoredSession):
         return self._core.tokens(_sequence(sequence))
 
     def eval(
-        self, tokens: Tokens, *, logits: Literal["last", "all"] = "last", sequence: int = 0
+        self,
+        tokens: Tokens,
+        *,
+        logits: Literal["last", "all"] | Sequence[int] | npt.NDArray[np.integer[Any]] = "last",
+        sequence: int = 0,
     ) -> npt.NDArray[np.float32]:
         """Appends tokens to the context and gives the logits of what comes next.
 
@@ -141,14 +178,16 @@ class Session(AdaptedSession, StoredSession):
 
         Args:
             tokens: int[n], n >= 1.
-            logits: "last" for those after the last token, "all" for those after each.
+            logits: "last" for those after the last token, "all" for those after each, or int[k],
+                the places among these tokens, from 0, after which they are wanted.
             sequence: which of the n_seq_max texts in the context they continue, from 0.
 
         Returns:
-            float32[n_vocab], or float32[n, n_vocab]; a copy, which later calls leave alone.
+            float32[n_vocab], float32[n, n_vocab] or float32[k, n_vocab]; a copy, which later
+            calls leave alone.
 
         Raises:
-            InputError: no tokens, one that is not in the vocabulary, or no such sequence.
+            InputError: no tokens, one that is not in the vocabulary, or no such sequence or place.
             SessionError: the context has no room for them, the session is closed or used by
                 another thread, or decoding failed. The context is then as it was.
 
@@ -165,168 +204,106 @@ class Session(AdaptedSession, StoredSession):
             ...     session.eval([1, 2, 3]).shape == (session.model.n_vocab,)
             True
         """
-        if logits not in ("last", "all"):
-            raise InputError(f'eval: logits is {logits!r}: it must be "last" or "all".')
+        ids = token_array(tokens, "eval")
+        places = _places(logits, len(ids))
+        wanted, order = np.unique(places, return_inverse=True)
         self._use += 1
+        self._core.allow()
         try:
-            rows = self._core.eval(
-                token_array(tokens, "eval"), logits == "all", _sequence(sequence)
-            )
+            rows = self._core.eval(ids, wanted.tolist(), _sequence(sequence))
         finally:
             forward_log()
-        return rows if logits == "all" else rows[0]
-
-    def generate(
-        self,
-        prompt: str | Tokens,
-        *,
-        max_tokens: int,
-        sampling: Sampling = _DEFAULT_SAMPLING,
-        stop: str | Sequence[str] = (),
-    ) -> Completion:
-        """Answers a prompt: forgets what is in the context, reads the prompt, and writes on.
-
-        Args:
-            prompt: text, in which control tokens are read as such, or token ids.
-            max_tokens: write at most this many.
-            sampling: how tokens are chosen.
-            stop: a text, or several, that ends the answer and is no part of it.
-
-        Returns:
-            Completion.
-
-        Raises:
-            InputError: an empty prompt, a max_tokens below 1, an empty stop text, or a sampling
-                value out of range.
-            SessionError: prompt and answer do not fit into n_ctx; as `eval`.
-
-        Cost:
-            As `eval`, for the prompt and then for each token.
-
-        Example:
-            >>> import phiggml as pg
-            >>> greedy = pg.Sampling(temperature=0)
-            >>> with pg.Session("phi3-nano.gguf") as session:
-            ...     answer = session.generate("The child", max_tokens=5, sampling=greedy)
-            >>> len(answer.tokens), answer.finish_reason
-            (5, 'length')
-        """
-        chunks = list(self.stream(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop))
-        return Completion.of(chunks)
-
-    def stream(
-        self,
-        prompt: str | Tokens,
-        *,
-        max_tokens: int,
-        sampling: Sampling = _DEFAULT_SAMPLING,
-        stop: str | Sequence[str] = (),
-    ) -> Iterator[Chunk]:
-        """As `generate`, handing out the answer while it grows.
-
-        Args:
-            prompt, max_tokens, sampling, stop: as for `generate`.
-
-        Returns:
-            An iterator of Chunk. The last one has the finish_reason and the timings. Arguments
-            are checked at once; work is done as it is asked for.
-
-        Raises:
-            InputError: as `generate`.
-            SessionError: as `generate`, and when the session is used for something else, or
-                closed, before the iterator has ended.
-
-        Cost:
-            As `generate`.
-
-        Example:
-            >>> import phiggml as pg
-            >>> with pg.Session("phi3-nano.gguf") as session:
-            ...     [chunk.finish_reason for chunk in session.stream("The child", max_tokens=3)]
-            [None, None, 'length']
-        """
-        return self._stream(prompt, max_tokens, sampling, stop=stop)
-
-    def chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        variables: Mapping[str, Any] | None = None,
-        max_tokens: int = 512,
-        sampling: Sampling = _DEFAULT_SAMPLING,
-        stop: str | Sequence[str] = (),
-    ) -> Completion:
-        """Answers a chat, rendered with the model's own template.
-
-        Args:
-            messages: the turns, oldest first: {"role": "user", "content": "..."}; an answer's
-                `message` is the next of them.
-            tools, variables: as for `Model.chat_prompt`.
-            max_tokens, sampling, stop: as for `generate`.
-
-        Returns:
-            Completion; reasoning and tool calls, however the model marks them, are told apart
-            from its text.
-
-        Raises:
-            UnsupportedError: the model has no chat template, or it has no place for tools.
-            InputError, FormatError: as `render_chat`.
-            InputError, SessionError: as `generate`.
-
-        Cost:
-            As `generate`: the whole chat is read anew.
-        """
-        chunks = self.stream_chat(
-            messages,
-            tools=tools,
-            variables=variables,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            stop=stop,
+        if isinstance(logits, str):
+            return rows if logits == "all" else rows[0]
+        return (
+            rows if len(wanted) == len(places) and np.all(order[:-1] < order[1:]) else rows[order]
         )
-        return Completion.of(list(chunks))
 
-    def stream_chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        variables: Mapping[str, Any] | None = None,
-        max_tokens: int = 512,
-        sampling: Sampling = _DEFAULT_SAMPLING,
-        stop: str | Sequence[str] = (),
-    ) -> Iterator[Chunk]:
-        """As `chat`, handing out the answer while it grows.
+    def score(self, text: str | Tokens) -> Score:
+        """Says how likely the model finds a text, with nothing before it in sequence 0.
 
         Args:
-            messages, tools, variables, max_tokens, sampling, stop: as for `chat`.
+            text: text, in which control tokens are text as well, or token ids.
 
         Returns:
-            An iterator of Chunk, whose `kind` says which part of the answer it belongs to. No
-            marker is in them, unless a call is malformed or the answer's end has cut it. A tool
-            call comes whole.
+            Score; the log probabilities are those of the model, whatever Sampling would do.
 
         Raises:
-            UnsupportedError, InputError, FormatError: as `chat`.
-            SessionError: as `stream`.
+            InputError: an empty text, or a token that is not in the vocabulary.
+            SessionError: it does not fit into n_ctx; as `eval`.
 
         Cost:
-            As `generate`.
+            As `eval`; no logits are kept.
 
         Example:
             >>> import phiggml as pg
             >>> with pg.Session("phi3-nano.gguf") as session:
-            ...     chunks = list(session.stream_chat([{"role": "user", "content": "Hi"}]))
-            >>> {chunk.kind for chunk in chunks}
-            {'text'}
+            ...     session.score("GGUF is the file format").total > session.score(
+            ...         "GGUF the format file is").total
+            True
         """
-        prompt = self._model.chat_prompt(messages, tools=tools, variables=variables)
-        parts = AnswerParts(reasoning=opens_reasoning(prompt), functools=bool(tools))
-        chunks = self._stream(
-            prompt, max_tokens, sampling, stop=stop, shown=marker_tokens(self._model)
-        )
-        return split_chunks(chunks, parts)
+        ids = self._model.tokenize(text) if isinstance(text, str) else token_array(text, "score")
+        self._use += 1
+        self._core.allow()
+        self._core.reset_sequence(0)
+        try:
+            logprobs = self._core.score(ids, 0)
+        finally:
+            forward_log()
+        return Score(ids, np.concatenate([np.array([np.nan], np.float32), logprobs]))
+
+    def fork(self, source: int, target: int) -> None:
+        """Makes a sequence the same as another, without evaluating it.
+
+        Args:
+            source: the one to copy.
+            target: the one that is forgotten for it.
+
+        Raises:
+            InputError: there is no such sequence.
+            SessionError: the session is closed or used by another thread.
+
+        Cost:
+            The next call copies the cache of one sequence.
+
+        Source:
+            llama_memory_seq_cp.
+
+        Example:
+            >>> import phiggml as pg
+            >>> with pg.Session("phi3-nano.gguf", n_seq_max=2) as session:
+            ...     _ = session.eval([1, 2, 3])
+            ...     session.fork(0, 1)
+            ...     session.sequence_tokens(1).tolist()
+            [1, 2, 3]
+        """
+        self._use += 1
+        self._core.fork(_sequence(source), _sequence(target))
+
+    def truncate(self, n_tokens: int, *, sequence: int = 0) -> None:
+        """Forgets a sequence's tokens after the first so many.
+
+        Args:
+            n_tokens: how many to keep; a longer one than the sequence changes nothing.
+            sequence: which.
+
+        Raises:
+            InputError: there is no such sequence, or n_tokens is no number from 0.
+            SessionError: the session is closed or used by another thread.
+
+        Cost:
+            None, where the model's memory can go back: a recurrent one, and a short cache of a
+            window (swa_full=False), are read again by the next call.
+
+        Source:
+            llama_memory_seq_rm.
+        """
+        if isinstance(n_tokens, bool) or not isinstance(n_tokens, int) or n_tokens < 0:
+            raise InputError(
+                f"truncate: n_tokens is {n_tokens!r}: it must be a whole number from 0."
+            )
+        self._use += 1
+        self._core.truncate(min(n_tokens, 1 << 31), _sequence(sequence))
 
     def reset(self, *, sequence: int | None = None) -> None:
         """Forgets what is in the context.
@@ -373,101 +350,20 @@ class Session(AdaptedSession, StoredSession):
         except SessionError:
             return f"<Session of {self._model!r}, in use by another thread>"
 
-    def _stream(
-        self,
-        prompt: str | Tokens,
-        max_tokens: int,
-        sampling: Sampling,
-        *,
-        stop: str | Sequence[str],
-        shown: frozenset[int] = frozenset(),
-    ) -> Iterator[Chunk]:
-        """`stream`, where the control tokens in `shown` are spelt out."""
-        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-            raise InputError(f"generate: max_tokens is {max_tokens!r}: it must be an integer >= 1.")
-        if not isinstance(sampling, Sampling):
-            raise InputError(f"generate: sampling is {sampling!r}: it must be a Sampling.")
-        stops = _stop_texts(stop)
-        ids = self._prompt_ids(prompt)
-        sampler = sampling._sampler(self._model._open(), self.n_ctx)
-        self._use += 1
-        self._core.reset()
-        return self._written(ids, max_tokens, sampler, stops=stops, shown=shown, use=self._use)
 
-    def _prompt_ids(self, prompt: str | Tokens) -> npt.NDArray[np.int32]:
-        if isinstance(prompt, str):
-            bos = self._model._special_tokens().get("bos_token")
-            has_bos = bool(bos) and prompt.startswith(str(bos))
-            ids = self._model.tokenize(prompt, add_special=not has_bos, parse_special=True)
-        else:
-            ids = token_array(prompt, "generate")
-        if len(ids) == 0:
-            raise InputError("generate: the prompt is empty. Give at least one token.")
-        return ids
-
-    def _written(
-        self,
-        ids: npt.NDArray[np.int32],
-        max_tokens: int,
-        sampler: _core.sampling.Sampler,
-        *,
-        stops: tuple[str, ...],
-        shown: frozenset[int],
-        use: int,
-    ) -> Iterator[Chunk]:
-        self._require_no_other_use(use)
-        core_model = self._model._open()
-        text = TextStream(stops, strip_space=self._adds_space_after(int(ids[-1])))
-        timer = Timer(len(ids))
-        try:
-            self._core.prefill(ids)
-            sampler.accept(ids)
-            timer.prompt_done()
-            for n in range(1, max_tokens + 1):
-                token = self._core.sample(sampler)
-                if core_model.is_end_of_generation(token):
-                    yield Chunk(text.rest(), None, "stop", timer.timings(n - 1))
-                    return
-                piece = text.add(core_model.piece(token, token in shown))
-                if text.stopped:
-                    yield Chunk(piece, token, "stop", timer.timings(n))
-                    return
-                if n == max_tokens:
-                    yield Chunk(piece + text.rest(), token, "length", timer.timings(n))
-                    return
-                yield Chunk(piece, token, None, None)
-                self._require_no_other_use(use)
-                self._core.prefill(np.array([token], np.int32))
-        finally:
-            forward_log()
-
-    def _require_no_other_use(self, use: int) -> None:
-        if self._use != use:
-            raise SessionError(
-                "stream: the session was used for something else meanwhile. Read a stream to its "
-                "end first, or make a second Session."
+def _places(logits: object, n_tokens: int) -> npt.NDArray[np.int64]:
+    """The places that `eval(logits=...)` names."""
+    if isinstance(logits, str):
+        if logits not in ("last", "all"):
+            raise InputError(
+                f'eval: logits is {logits!r}: it must be "last", "all" or a list of places.'
             )
-
-    def _adds_space_after(self, token: int) -> bool:
-        """Whether the tokenizer puts a space before text that follows this token."""
-        metadata = self._model.metadata
-        return (
-            metadata.get("tokenizer.ggml.model") == "llama"
-            and bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
-            and self._model._open().is_control(token)
-        )
-
-
-def _threads(threads: int | None, n_bytes: int) -> int:
-    if threads is None and n_bytes < SMALL_MODEL:
-        return 1
-    return thread_count(threads, "session", physical=True)
-
-
-def _stop_texts(stop: str | Sequence[str]) -> tuple[str, ...]:
-    texts = (stop,) if isinstance(stop, str) else stop
-    if not isinstance(texts, Sequence) or not all(isinstance(t, str) and t for t in texts):
+        return np.arange(max(n_tokens - 1, 0) if logits == "last" else 0, n_tokens)
+    places = np.asarray(logits)
+    if places.ndim != 1 or (places.size > 0 and places.dtype.kind not in "iu"):
+        raise InputError('eval: logits must be "last", "all" or a flat list of places.')
+    if places.size > 0 and not (places.min() >= 0 and places.max() < n_tokens):
         raise InputError(
-            f"generate: stop is {stop!r}: it must be a text or several, none of them empty."
+            f"eval: logits names a place outside the {n_tokens} tokens, which count from 0."
         )
-    return tuple(texts)
+    return places.astype(np.int64)

@@ -4,6 +4,7 @@ import numpy.typing as npt
 from phiggml._core.model import Model
 
 class Grammar:
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
     @property
     def text(self) -> str: ...
 

@@ -1,7 +1,7 @@
 import numpy as np
 import numpy.typing as npt
-from phiggml._core.grammar import Grammar
 
+from phiggml._core.grammar import Grammar
 from phiggml._core.model import Model
 
 class SamplingSettings:

@@ -1,0 +1,131 @@
+"""What sessions do for programs that wait in an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any
+
+from phiggml.answer import LogitsProcessor
+from phiggml.chat import Message
+from phiggml.completion import Chunk
+from phiggml.grammar import Grammar
+from phiggml.model import Tokens
+from phiggml.sampling import Sampling
+from phiggml.session_writing import DEFAULT_SAMPLING, WritingSession
+from phiggml.speculation import Draft, PromptLookup
+
+__all__ = ["AsyncSession"]
+
+
+class AsyncSession(WritingSession):
+    """The part of Session that answers while an event loop goes on."""
+
+    def astream(
+        self,
+        prompt: str | Tokens,
+        *,
+        max_tokens: int,
+        sampling: Sampling = DEFAULT_SAMPLING,
+        stop: str | Sequence[str] = (),
+        grammar: Grammar | str | None = None,
+        json_schema: Mapping[str, Any] | str | bool | None = None,
+        logprobs: int | None = None,
+        logits_processor: LogitsProcessor | None = None,
+        draft: Draft | PromptLookup | None = None,
+    ) -> AsyncIterator[Chunk]:
+        """As `stream`, for `async for`; the event loop goes on meanwhile.
+
+        A task that is cancelled cancels the answer, and waits for its call to end.
+
+        Args:
+            prompt, max_tokens, sampling, stop, grammar, json_schema, logprobs, logits_processor,
+                draft: as for `generate`; logits_processor is called on another thread.
+
+        Returns:
+            An asynchronous iterator of Chunk.
+
+        Raises:
+            InputError, UnsupportedError, SessionError: as `stream`.
+
+        Cost:
+            As `stream`, on threads of the event loop's default executor.
+
+        Example:
+            >>> import asyncio
+            >>> import phiggml as pg
+            >>> async def count():
+            ...     with pg.Session("phi3-nano.gguf") as session:
+            ...         return len([c async for c in session.astream("The child", max_tokens=3)])
+            >>> asyncio.run(count()) <= 3
+            True
+        """
+        chunks = self.stream(
+            prompt,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            grammar=grammar,
+            json_schema=json_schema,
+            logprobs=logprobs,
+            logits_processor=logits_processor,
+            draft=draft,
+        )
+        return self._awaited(chunks)
+
+    def astream_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        max_tokens: int = 512,
+        sampling: Sampling = DEFAULT_SAMPLING,
+        stop: str | Sequence[str] = (),
+        grammar: Grammar | str | None = None,
+        json_schema: Mapping[str, Any] | str | bool | None = None,
+        logprobs: int | None = None,
+        draft: Draft | PromptLookup | None = None,
+    ) -> AsyncIterator[Chunk]:
+        """As `stream_chat`, for `async for`; the event loop goes on meanwhile.
+
+        Args:
+            messages, tools, variables, max_tokens, sampling, stop, grammar, json_schema, logprobs,
+                draft: as for `chat`.
+
+        Returns:
+            An asynchronous iterator of Chunk.
+
+        Raises:
+            UnsupportedError, InputError, FormatError, SessionError: as `stream_chat`.
+
+        Cost:
+            As `astream`.
+        """
+        chunks = self.stream_chat(
+            messages,
+            tools=tools,
+            variables=variables,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            grammar=grammar,
+            json_schema=json_schema,
+            logprobs=logprobs,
+            draft=draft,
+        )
+        return self._awaited(chunks)
+
+    async def _awaited(self, chunks: Iterator[Chunk]) -> AsyncIterator[Chunk]:
+        loop = asyncio.get_running_loop()
+        while True:
+            step = loop.run_in_executor(None, next, chunks, None)
+            try:
+                chunk = await asyncio.shield(step)
+            except asyncio.CancelledError:
+                self.cancel()
+                await asyncio.wait([step])
+                raise
+            if chunk is None:
+                return
+            yield chunk

@@ -1,0 +1,187 @@
+"""Guesses at what an answer goes on with, which the model checks several at a time."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from phiggml import _core
+from phiggml.errors import InputError, SessionError
+from phiggml.model import Model
+from phiggml.runtime import session_threads
+from phiggml.sampling import Sampling
+
+__all__ = ["Draft", "PromptLookup"]
+
+MOST_GUESSES = 64
+"""Tokens that are checked at once; more are seldom right, and all are computed."""
+
+
+@dataclass(frozen=True)
+class PromptLookup:
+    """Guesses that an answer repeats what was read or written before; needs no second model.
+
+    Where the last `ngram` tokens have come before, the tokens that followed them there, at their
+    last occurrence, are checked in one evaluation. The answer is the one without guesses, but for
+    rounding: the model's logits decide on every token.
+
+    Attributes:
+        n: tokens to guess at once, 1 to 64.
+        ngram: tokens that must be the same, 1 to 64.
+
+    Raises:
+        InputError: one of them is out of range.
+
+    Cost:
+        Each evaluation computes the guesses too; with none there is none. Texts that repeat
+        themselves (summaries, edits, code) gain.
+
+    Source:
+        Prompt lookup decoding, A. Saxena, 2023.
+
+    Example:
+        >>> import phiggml as pg
+        >>> with pg.Session("phi3-nano.gguf") as session:
+        ...     answer = session.generate("The child", max_tokens=8, draft=pg.PromptLookup())
+        >>> len(answer.tokens) <= 8
+        True
+    """
+
+    n: int = 8
+    ngram: int = 3
+
+    def __post_init__(self) -> None:
+        _check_count("n", self.n)
+        _check_count("ngram", self.ngram)
+
+    def _propose(self, tokens: npt.NDArray[np.int32], n_ctx: int) -> npt.NDArray[np.int32]:
+        n_places = len(tokens) - self.ngram
+        if n_places < 1:
+            return tokens[:0]
+        same = np.ones(n_places, bool)
+        for k in range(self.ngram):
+            same &= tokens[k : k + n_places] == tokens[n_places + k]
+        places = np.flatnonzero(same)
+        if len(places) == 0:
+            return tokens[:0]
+        first = int(places[-1]) + self.ngram
+        return tokens[first : first + self.n]
+
+
+class Draft:
+    """Guesses by a smaller model of the same vocabulary.
+
+    Its likeliest tokens are checked in one evaluation. The answer is the one without guesses, but
+    for rounding: the large model's logits decide on every token.
+
+    Args:
+        model: a Model, or the path of one, which is then loaded and closed with the draft.
+        n: tokens to guess at once, 1 to 64.
+        threads: as for Session.
+
+    Raises:
+        InputError: n is out of range.
+        OSError, FormatError, DeviceError: as Model, when a path is given.
+
+    Cost:
+        A context of its own, as long as the session's, made when it is first used. One session
+        uses it at a time.
+
+    Source:
+        Speculative decoding, Leviathan et al., arXiv:2211.17192, with greedy guesses.
+
+    Example:
+        >>> import phiggml as pg
+        >>> with pg.Draft("phi3-nano.gguf") as draft, pg.Session("phi3-nano.gguf") as session:
+        ...     answer = session.generate("The child", max_tokens=8, draft=draft)
+        >>> len(answer.tokens) <= 8
+        True
+    """
+
+    def __init__(
+        self, model: Model | str | os.PathLike[str], *, n: int = 8, threads: int | None = None
+    ) -> None:
+        _check_count("n", n)
+        self._n = n
+        self._threads = threads
+        self._owns_model = not isinstance(model, Model)
+        self._model = model if isinstance(model, Model) else Model(model)
+        self._core: _core.session.Session | None = None
+        self._greedy: _core.sampling.Sampler | None = None
+
+    @property
+    def model(self) -> Model:
+        """The model that guesses."""
+        return self._model
+
+    def close(self) -> None:
+        """Frees its context, and its model where it loaded it; again does nothing."""
+        if self._core is not None:
+            self._core.close()
+            self._core = None
+        if self._owns_model:
+            self._model.close()
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _require_same_vocabulary(self, model: Model) -> None:
+        if self._model.n_vocab != model.n_vocab or list(
+            self._model.metadata.get("tokenizer.ggml.tokens", ())
+        ) != list(model.metadata.get("tokenizer.ggml.tokens", ())):
+            raise InputError(
+                "generate: the draft's model has another vocabulary than the session's. Choose a "
+                "smaller model of the same family."
+            )
+
+    def _propose(self, tokens: npt.NDArray[np.int32], n_ctx: int) -> npt.NDArray[np.int32]:
+        core = self._context(n_ctx)
+        n_reused = core.reuse(tokens, 0)
+        core.advance([(0, tokens[n_reused:], 1)])
+        guesses: list[int] = []
+        assert self._greedy is not None
+        while True:
+            token = core.sample(self._greedy, 0)
+            if self._model._open().is_end_of_generation(token):
+                break
+            guesses.append(token)
+            if len(guesses) == self._n or len(tokens) + len(guesses) >= n_ctx:
+                break
+            core.advance([(0, np.array([token], np.int32), 1)])
+        return np.array(guesses, np.int32)
+
+    def _context(self, n_ctx: int) -> _core.session.Session:
+        core_model = self._model._open()
+        if self._core is not None and self._core.n_ctx < n_ctx:
+            self._core.close()
+            self._core = None
+        if self._core is None:
+            settings = _core.session.SessionSettings()
+            settings.n_ctx = n_ctx
+            settings.n_batch = 512
+            settings.threads = session_threads(self._threads, core_model.n_bytes)
+            self._core = _core.session.Session(core_model, settings)
+            self._greedy = Sampling(temperature=0)._sampler(core_model, n_ctx)
+        if self._core.closed:
+            raise SessionError("generate: the draft is closed. Make a new one.")
+        return self._core
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_GUESSES:
+        raise InputError(
+            f"draft: {name} is {value!r}: it must be an integer from 1 to {MOST_GUESSES}."
+        )
