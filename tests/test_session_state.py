@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 import phiggml as pg
-from logits_reference import DATA
+from logits_reference import BOUND_F32, DATA, nrmse
 from small_models import N_EMBD, N_LAYER, N_VOCAB, small_model
 from test_session_recurrent import mamba
 
@@ -116,6 +116,72 @@ def test_one_of_several_sequences(models: Callable[[str], pg.Model], tmp_path: P
         assert np.array_equal(session.eval(tokens[50:], sequence=2), expected)
         assert np.array_equal(session.eval([7], sequence=0), beside)
         assert session.sequence_tokens(1).tolist() == []
+
+
+def test_a_fork_is_saved_before_it_is_copied(
+    models: Callable[[str], pg.Model], tmp_path: Path
+) -> None:
+    """llama.cpp puts the copy off until the next decode."""
+    model, path = models("phi3"), tmp_path / "state"
+    tokens = text(model, 50)
+    with pg.Session(model, n_ctx=64, n_seq_max=2) as session:
+        session.eval(tokens[:40])
+        session.fork(0, 1)
+        session.save(path, sequence=1)
+        expected = session.eval(tokens[40:])
+        session.fork(0, 1)
+        session.load(path, sequence=0)
+        assert session.sequence_tokens(1).tolist() == tokens.tolist()
+        assert np.array_equal(session.eval(tokens[40:]), expected)
+
+
+def test_a_text_that_has_lost_its_middle(models: Callable[[str], pg.Model], tmp_path: Path) -> None:
+    """Its tokens lie scattered in the cache, to be turned by the next decode."""
+    model, path = models("llama"), tmp_path / "state"
+    tokens = text(model, 80)
+    settings = {"n_ctx": 64, "type_k": "F32", "type_v": "F32", "overflow": "shift"}
+    with pg.Session(model, **settings) as session:
+        session.eval(tokens[:64])
+        session.eval(tokens[64:70])
+        held = session.tokens
+        session.save(path)
+        expected = session.eval(tokens[70:])
+    assert len(held) < 64
+    for more in ({}, {"n_seq_max": 2}):
+        with pg.Session(model, **settings, **more) as session:
+            session.load(path)
+            assert session.tokens.tolist() == held.tolist()
+            assert nrmse(session.eval(tokens[70:]), expected) <= BOUND_F32
+
+
+@pytest.mark.parametrize("saved_full", [True, False])
+@pytest.mark.parametrize("loaded_full", [True, False])
+def test_short_caches(
+    models: Callable[[str], pg.Model], tmp_path: Path, saved_full: bool, loaded_full: bool
+) -> None:
+    """A short one has let go of the beginning: it is neither saved nor put there."""
+    model, path = models("phi3-window-tiny"), tmp_path / "state"
+    tokens = text(model, 700)
+    settings = {"n_ctx": 1024, "n_batch": 32, "type_k": "F32", "type_v": "F32"}
+    with pg.Session(model, swa_full=saved_full, **settings) as session:
+        session.eval(tokens[:690])
+        session.save(path)
+        expected = session.eval(tokens[690:])
+    assert (path.stat().st_size > 120 + 4 * 690 + 32) == saved_full
+    with pg.Session(model, swa_full=loaded_full, **settings) as session:
+        session.load(path)
+        assert nrmse(session.eval(tokens[690:]), expected) <= BOUND_F32
+
+
+def test_a_prompt_that_begins_as_what_was_loaded(nano_model: pg.Model, tmp_path: Path) -> None:
+    greedy = pg.Sampling(temperature=0)
+    with pg.Session(nano_model) as session:
+        first = session.generate("What is GGUF?", max_tokens=8, sampling=greedy)
+        session.save(tmp_path / "state")
+    with pg.Session(nano_model) as session:
+        session.load(tmp_path / "state")
+        again = session.generate("What is GGUF?", max_tokens=8, sampling=greedy)
+    assert again.tokens == first.tokens
 
 
 def test_another_length_of_context(models: Callable[[str], pg.Model], tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ class StoredSession:
         target = Path(os.path.realpath(_checked_path(path, "save")))
         require_writable_name(target, overwrite=overwrite)
         model = _fingerprint(self._model)
+        self._core.allow()
         state = _core.session_state.SessionState(self._core, checked_sequence(sequence))
         with contextlib.closing(state), naming_target(str(target)):
             file = AtomicFile(target.parent, permissions=_permissions(target))
@@ -152,6 +153,7 @@ class StoredSession:
             file.check_digest()
             tokens = file.tokens(self._model.n_vocab)
             file.check_model(_fingerprint(self._model), tokens, self._core.n_ctx)
+            self._core.allow()
             state = _core.session_state.SessionState(self._core, number)
             with contextlib.closing(state):
                 n_evaluated = file.usable(state)
