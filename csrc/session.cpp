@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <exception>
-#include <new>
 #include <shared_mutex>
 #include <utility>
 
@@ -16,7 +14,6 @@
 #include "runtime.h"
 #include "shutdown.h"
 #include "threads.h"
-#include "upstream/llama_kv_cache.h"
 #include "upstream/llama_model.h"
 
 namespace phiggml {
@@ -228,23 +225,8 @@ void Session::fork(std::int64_t source, std::int64_t target) {
     llama_memory_seq_rm(memory, to, -1, -1);
     if (copied.n_evaluated > 0) {
         llama_memory_seq_cp(memory, from, to, -1, -1);
-        settle_memory();
     }
     sequence_at(target) = copied;
-}
-
-// Upstream would change the cache at the next decode only: until then others, such as a saved state, would see it
-// as it was.
-void Session::settle_memory() {
-    const std::shared_lock<std::shared_mutex> still(model_->adapters_mutex());
-    try {
-        upstream::settle_memory(*context_);
-    } catch (const std::bad_alloc &) {
-        throw;
-    } catch (const std::exception & failure) {
-        throw Error(ErrorKind::session,
-                    std::string("session: its cache could not be changed: ") + failure.what() + ".");
-    }
 }
 
 bool Session::stopped() const {

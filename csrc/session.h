@@ -124,7 +124,6 @@ private:
     void make_room(std::int64_t sequence, std::size_t n_tokens);
     void shift(std::int64_t sequence);
     bool turns_in_place() const;
-    void settle_memory();
     void keep(std::int64_t sequence, std::size_t n_tokens);
     arch::RopeSide rope_side(std::size_t n_total) const;
     void choose_rope_side(std::int64_t sequence, std::size_t n_total);

@@ -94,7 +94,6 @@ void Session::shift(std::int64_t sequence) {
     if (in_place) {
         llama_memory_seq_add(memory, id, static_cast<llama_pos>(until), -1, -static_cast<llama_pos>(n_dropped));
         s.n_evaluated -= n_dropped;
-        settle_memory();
     } else {
         keep(sequence, std::min(n_kept, s.n_evaluated));
     }

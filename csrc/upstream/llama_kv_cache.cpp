@@ -292,10 +292,6 @@ bool has_room(const CachedSequence & cached, std::size_t n_tokens) {
                        [&](const Cache & cache) { return n_tokens <= cache.cache->get_cells(cached.sequence).size(); });
 }
 
-void settle_memory(llama_context & context) {
-    context.memory_update(false);
-}
-
 bool find_cells(CachedSequence & cached, std::size_t n_tokens) {
     for (Cache & cache : cached.caches) {
         if (!find(cache, cached.sequence, n_tokens)) {

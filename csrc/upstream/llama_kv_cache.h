@@ -14,9 +14,6 @@ struct llama_context;
 
 namespace phiggml::upstream {
 
-// Copies and turns now what upstream would at the next decode. Throws where there is no memory to plan it.
-PHIGGML_UPSTREAM_API void settle_memory(llama_context & context);
-
 class CachedSequence;
 
 // So many bytes of numbers of one ggml type, one behind the other.
