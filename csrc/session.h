@@ -109,6 +109,8 @@ public:
     std::uint64_t cost(std::size_t n_tokens, std::int64_t sequence) const;
 
 private:
+    friend class SessionState;
+
     struct Sequence {
         std::vector<std::int32_t> tokens;
         std::size_t n_evaluated = 0;  // so many of them are in the cache
@@ -133,8 +135,12 @@ private:
     void check_room(const Addition & addition) const;
     void make_room(const Addition & addition);
     void shift(std::int64_t sequence);
+<<<<<<< HEAD
     bool shifts_in_place() const;
     void forget_all();
+=======
+    bool turns_in_place() const;
+>>>>>>> main
     void keep(std::int64_t sequence, std::size_t n_tokens);
     arch::RopeSide rope_side(std::size_t n_total) const;
     void choose_rope_side(std::int64_t sequence, std::size_t n_total);

@@ -45,7 +45,7 @@ def sources() -> list[str]:
     texts: list[str] = []
     for name in PYTHON_FILES:
         texts += said.of_python(PACKAGE / f"{name}.py")
-    for name in ("runtime", "model", "session", "kernel_set"):
+    for name in ("runtime", "model", "session", "session_settings", "kernel_set"):
         file = ROOT / "csrc" / f"{name}.cpp"
         texts += [*said.of_cpp(file.read_text("utf-8")), *said.of_cpp_errors(file, "device")]
     return texts

@@ -18,6 +18,8 @@ from phiggml.model import Model, Tokens, token_array
 from phiggml.placement_settings import SessionSettings
 from phiggml.runtime import forward_log, session_threads
 from phiggml.session_async import AsyncSession
+from phiggml.session_state import StoredSession
+from phiggml.session_state import checked_sequence as _sequence
 
 __all__ = ["Score", "Session"]
 
@@ -47,7 +49,7 @@ class Score:
         return math.exp(-self.total / n) if n > 0 else math.nan
 
 
-class Session(AsyncSession):
+class Session(AsyncSession, StoredSession):
     """A context over a model: what it has read so far, and the memory for that.
 
     Args:
@@ -64,8 +66,12 @@ class Session(AsyncSession):
         overflow: what to do with tokens that the context has no room for: "error" raises
             SessionError; "shift" drops the older half of the sequence but its first 4 tokens, as
             often as it takes, and goes on. What is left keeps what it knew of what has left; with
+<<<<<<< HEAD
             long rope, learned positions, a recurrent state or a short cache of a window, it is read
             again without. A prompt that is longer than n_ctx is refused.
+=======
+            long rope or a sliding window it is read again, without.
+>>>>>>> main
         threads: how many to use; None means all cores available to the process, and one for a
             model below 32 MiB, whose threads would wait for each other more than they compute.
 
@@ -350,12 +356,6 @@ class Session(AsyncSession):
             return f"<Session of {self._model!r}, {len(self.tokens)} of {self.n_ctx} tokens>"
         except SessionError:
             return f"<Session of {self._model!r}, in use by another thread>"
-
-
-def _sequence(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1 << 30:
-        raise InputError(f"session: sequence is {value!r}: it must be a whole number from 0.")
-    return value
 
 
 def _places(logits: object, n_tokens: int) -> npt.NDArray[np.int64]:

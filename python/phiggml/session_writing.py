@@ -54,19 +54,17 @@ class WritingSession(AdaptedSession):
             sampling: how tokens are chosen.
             stop: a text, or several, that ends the answer and is no part of it.
             grammar: what the answer may be, in llama.cpp's notation (GBNF).
-            json_schema: the same as a JSON schema: a mapping, or JSON text.
-            logprobs: give the log probability of each token, and of so many of the likeliest in
-                its place; None gives none.
-            logits_processor: a function of the tokens so far, int32[n], and the logits of the
-                next, float32[n_vocab], that returns other logits; it may change and return those.
-            draft: guesses at several tokens at a time, which are then checked together.
+            json_schema: the same, as a mapping or JSON text.
+            logprobs: give each token's, and so many of the likeliest in its place.
+            logits_processor: from tokens so far and the next one's logits, float32[n_vocab], to
+                other logits; it may change and return those.
+            draft: guesses at several tokens, which are then checked together.
 
         Returns:
             Completion.
 
         Raises:
-            InputError: an empty prompt, a max_tokens below 1, an empty stop text, a grammar or
-                schema that is none, or a sampling value out of range.
+            InputError: an empty prompt, a wrong grammar or schema, or a value out of range.
             UnsupportedError: a schema that cannot be kept to.
             SessionError: prompt and answer do not fit into n_ctx; as `eval`.
 
@@ -75,9 +73,8 @@ class WritingSession(AdaptedSession):
 
         Example:
             >>> import phiggml as pg
-            >>> greedy = pg.Sampling(temperature=0)
             >>> with pg.Session("phi3-nano.gguf") as session:
-            ...     answer = session.generate("The sky is", max_tokens=5, sampling=greedy,
+            ...     answer = session.generate("The sky is", max_tokens=5,
             ...                               grammar='root ::= " red" | " blue"')
             >>> answer.text in (" red", " blue")
             True
