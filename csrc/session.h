@@ -135,12 +135,8 @@ private:
     void check_room(const Addition & addition) const;
     void make_room(const Addition & addition);
     void shift(std::int64_t sequence);
-<<<<<<< HEAD
-    bool shifts_in_place() const;
-    void forget_all();
-=======
     bool turns_in_place() const;
->>>>>>> main
+    void forget_all();
     void keep(std::int64_t sequence, std::size_t n_tokens);
     arch::RopeSide rope_side(std::size_t n_total) const;
     void choose_rope_side(std::int64_t sequence, std::size_t n_total);

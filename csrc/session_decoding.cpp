@@ -1,6 +1,5 @@
 // What a Session does with tokens and logits.
 #include <algorithm>
-#include <cstdint>
 #include <numeric>
 #include <shared_mutex>
 
@@ -9,7 +8,6 @@
 #include "llama.h"
 #include "runtime.h"
 #include "session.h"
-#include "upstream/llama_model.h"
 
 namespace phiggml {
 
@@ -82,24 +80,16 @@ void Session::make_room(const Addition & addition) {
     }
 }
 
-<<<<<<< HEAD
-// Where what is in the cache stays true when it moves to other positions. A recurrent state may be shared with the
-// sequence that it was forked from, which would move along.
-bool Session::shifts_in_place() const {
-    const llama_model * model = model_->handle();
-    return rope_line_ == 0 && settings_.swa_full && llama_memory_can_shift(llama_get_memory(context_.get())) &&
-           !llama_model_is_recurrent(model) && !llama_model_is_hybrid(model) &&
-           upstream::most_positions(*model) == INT64_MAX;
-=======
-// Whether positions in the cache can be changed. Upstream says yes and aborts where layers have a sliding window, and
-// leaves learned positions as they were.
+// Whether positions in the cache can be changed. Upstream says yes and ends the process where layers have a sliding
+// window or keys are BF16, or quantized of some lengths of heads, and leaves learned positions as they were. A recurrent
+// state may be shared with the sequence that it was forked from, which would move along.
 bool Session::turns_in_place() const {
     const llama_model * model = model_->handle();
     const llama_rope_type type = llama_model_rope_type(model);
     return rope_line_ == 0 && llama_model_n_swa(model) == 0 && !llama_model_is_recurrent(model) &&
            !llama_model_is_hybrid(model) && (type == LLAMA_ROPE_TYPE_NORM || type == LLAMA_ROPE_TYPE_NEOX) &&
+           (settings_.type_k == GGML_TYPE_F32 || settings_.type_k == GGML_TYPE_F16) &&
            llama_memory_can_shift(llama_get_memory(context_.get()));
->>>>>>> main
 }
 
 // Drops the older half of the tokens behind the first ones.
@@ -111,11 +101,7 @@ void Session::shift(std::int64_t sequence) {
     s.tokens.erase(s.tokens.begin() + from, s.tokens.begin() + until);
     const llama_memory_t memory = llama_get_memory(context_.get());
     const auto id = static_cast<llama_seq_id>(sequence);
-<<<<<<< HEAD
-    const bool in_place = shifts_in_place() && s.n_evaluated >= n_kept + n_dropped &&
-=======
     const bool in_place = turns_in_place() && s.n_evaluated >= n_kept + n_dropped &&
->>>>>>> main
                           llama_memory_seq_rm(memory, id, static_cast<llama_pos>(from), static_cast<llama_pos>(until));
     if (in_place) {
         llama_memory_seq_add(memory, id, static_cast<llama_pos>(until), -1, -static_cast<llama_pos>(n_dropped));
