@@ -198,7 +198,7 @@ def test_it_is_dropped_where_nobody_expects_it(nano_model: pg.Model) -> None:
 @pytest.mark.parametrize("work", ["eval", "generate"])
 def test_cancelled_by_another_thread(nano_model: pg.Model, work: str) -> None:
     with pg.Session(nano_model, n_ctx=4096, threads=1) as session:
-        session.eval([5, 6, 7])
+        ended = threading.Event()
 
         def use() -> object:
             try:
@@ -223,98 +223,6 @@ def test_cancelled_by_another_thread(nano_model: pg.Model, work: str) -> None:
             ended = threading.Event()
             said, nothing = together(use, cancel)
             assert "cancelled" in said and nothing is None
-        session.reset()
-        assert len(session.eval([5])) == nano_model.n_vocab
-
-
-def test_what_another_thread_uses_is_not_closed(nano_model: pg.Model) -> None:
-    for _ in range(TRIES):
-        session = pg.Session(nano_model, n_ctx=512, threads=1)
-        with Busy(session):
-            was_refused = refused(session, pg.Session.close)
-        session.close()
-        if was_refused:
-            return
-    raise AssertionError("it was closed each time")
-
-
-def test_what_another_thread_uses_can_be_shown(nano_model: pg.Model) -> None:
-    with pg.Session(nano_model, n_ctx=512, threads=1) as session, Busy(session) as busy:
-        for _ in range(TRIES):
-            assert repr(session).startswith("<Session") and session.n_ctx == 512
-    assert busy.unexpected == []
-
-
-def test_two_threads_that_close_it(nano_model: pg.Model) -> None:
-    for i in range(10):
-        session = pg.Session(nano_model, n_ctx=64, threads=1 + i % 2)
-        session.eval([5])
-        for result in together(session.close, session.close, lambda: repr(session)):  # noqa: B023
-            # One of them may find the other at it.
-            assert result is None or isinstance(result, str) or OTHER_THREAD in str(result)
-        session.close()
-        assert "closed" in repr(session)
-
-
-def test_a_stream_goes_from_thread_to_thread(nano_model: pg.Model) -> None:
-    with pg.Session(nano_model, n_ctx=64) as session:
-        text = session.generate("The dog", max_tokens=9, sampling=GREEDY).text
-        stream = session.stream("The dog", max_tokens=9, sampling=GREEDY)
-        pieces = []
-        for _ in range(9):
-            [chunk] = together(lambda: next(stream))
-            pieces.append(chunk.text)
-        assert "".join(pieces) == text
-
-
-def test_a_stream_that_two_threads_read(nano_model: pg.Model) -> None:
-    """Python itself refuses the second, or the session does; neither gets another's tokens."""
-    with pg.Session(nano_model, n_ctx=64) as session:
-        tokens = session.generate("The dog", max_tokens=20, sampling=GREEDY).tokens
-        stream = session.stream("The dog", max_tokens=20, sampling=GREEDY)
-        got: list[int] = []
-
-        def read() -> None:
-            got.extend(chunk.token for chunk in stream if chunk.token is not None)
-
-        for result in together(read, read):
-            assert result is None or isinstance(result, (ValueError, pg.SessionError))
-        assert Counter(got) == Counter(tokens[: len(got)])
-
-
-def test_it_is_dropped_where_nobody_expects_it(nano_model: pg.Model) -> None:
-    """By the collector, in a thread that never used it, half way through a stream."""
-    for threads in (1, 2):
-        session = pg.Session(nano_model, n_ctx=64, threads=threads)
-        stream = session.stream("The dog", max_tokens=20, sampling=GREEDY)
-        next(stream)
-        cycle: list[Any] = [session, stream]
-        cycle.append(cycle)
-        del session, stream, cycle
-        together(gc.collect, lambda: pg.Session(nano_model, n_ctx=64).close())
-
-
-@pytest.mark.parametrize("work", ["eval", "generate"])
-def test_cancelled_by_another_thread(nano_model: pg.Model, work: str) -> None:
-    with pg.Session(nano_model, n_ctx=4096, threads=1) as session:
-        session.eval([5, 6, 7])
-
-        def use() -> object:
-            while True:
-                if work == "eval":
-                    session.eval([5] * 4000)
-                    session.reset()
-                else:
-                    session.generate([5] * 16, max_tokens=4000, sampling=GREEDY)
-
-        def cancel() -> None:
-            time.sleep(0.05)
-            session.cancel()  # type: ignore[attr-defined]
-
-        for _ in range(3):
-            error, nothing = together(use, cancel)
-            assert isinstance(error, pg.SessionError) and nothing is None
-            assert "cancel" in str(error)
         session.reset()
         assert len(session.eval([5])) == nano_model.n_vocab
 
@@ -495,6 +403,9 @@ def test_the_log(nano_f16: Path) -> None:
         for _ in range(3):
             pg.Model(nano_f16).close()
 
+    def named() -> int:
+        return sum("general.architecture" in line for line in lines)
+
     def load_all() -> list[Any]:
         try:
             return together(load, load)
@@ -502,13 +413,15 @@ def test_the_log(nano_f16: Path) -> None:
             done.set()
 
     try:
+        pg.Model(nano_f16).close()
+        n_each = named()
+        assert n_each > 0
         assert together(take, take, load_all) == [None, None, [None, None]]
         forward_log()
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-    named = [line for line in lines if "general.architecture" in line]
-    assert len(named) == 6, named
+    assert named() == 7 * n_each
 
 
 def test_backends_are_loaded_once() -> None:

@@ -292,20 +292,11 @@ class WritingSession(AdaptedSession):
         )
         if isinstance(prompts, str):
             raise InputError("generate_batch: prompts is a text. Pass a list of them.")
-        waiting = deque(
+        answers = [
             Answer(self._core, self._model, ids, settings=settings)
             for ids in [self._prompt_ids(prompt) for prompt in prompts]
-        )
-        answers = list(waiting)
-        chunks: dict[int, list[Chunk]] = {id(answer): [] for answer in answers}
-        self._use += 1
-        self._core.allow()
-        try:
-            for answer, chunk in self._together(waiting):
-                chunks[id(answer)].append(chunk)
-        finally:
-            forward_log()
-        return [Completion.of(chunks[id(answer)]) for answer in answers]
+        ]
+        return self._completed(answers)
 
     def cancel(self) -> None:
         """Ends what the session is doing; may be called from any thread.
@@ -382,6 +373,17 @@ class WritingSession(AdaptedSession):
                 if n_left > 0 and self._use == use and not self._core.closed:
                     self._core.truncate(len(self._core.tokens(0)) - n_left, 0)
                 raise
+
+    def _completed(self, answers: Sequence[Answer]) -> list[Completion]:
+        chunks: dict[Answer, list[Chunk]] = {answer: [] for answer in answers}
+        self._use += 1
+        self._core.allow()
+        try:
+            for answer, chunk in self._together(deque(answers)):
+                chunks[answer].append(chunk)
+        finally:
+            forward_log()
+        return [Completion.of(chunks[answer]) for answer in answers]
 
     def _together(self, waiting: deque[Answer]) -> Iterator[tuple[Answer, Chunk]]:
         running: dict[int, Answer] = {}
