@@ -66,7 +66,12 @@ class Session(AsyncSession, StoredSession):
         overflow: what to do with tokens that the context has no room for: "error" raises
             SessionError; "shift" drops the older half of the sequence but its first 4 tokens, as
             often as it takes, and goes on. What is left keeps what it knew of what has left; with
+<<<<<<< HEAD
+            long rope, learned positions, a recurrent state or a short cache of a window, it is read
+            again without. A prompt that is longer than n_ctx is refused.
+=======
             long rope or a sliding window it is read again, without.
+>>>>>>> main
         threads: how many to use; None means all cores available to the process, and one for a
             model below 32 MiB, whose threads would wait for each other more than they compute.
 
@@ -112,6 +117,7 @@ class Session(AsyncSession, StoredSession):
         self._owns_model = not isinstance(model, Model)
         self._model = model if isinstance(model, Model) else Model(model, session=asked)
         self._use = 0
+        self._n_ahead = 0  # tokens that sequence 0 has before the answer has come to them
         try:
             core_model = self._model._open()
             settings = asked._core_settings(core_model.n_ctx_train)
@@ -145,7 +151,7 @@ class Session(AsyncSession, StoredSession):
     @property
     def tokens(self) -> npt.NDArray[np.int32]:
         """int32[n], the tokens of sequence 0; a copy."""
-        return self._core.tokens(0)
+        return self.sequence_tokens(0)
 
     def sequence_tokens(self, sequence: int) -> npt.NDArray[np.int32]:
         """Gives the tokens of one of the sequences in the context.
@@ -160,7 +166,8 @@ class Session(AsyncSession, StoredSession):
             InputError: there is no such sequence.
             SessionError: the session is closed or used by another thread.
         """
-        return self._core.tokens(_sequence(sequence))
+        tokens = self._core.tokens(_sequence(sequence))
+        return tokens[: len(tokens) - self._n_ahead] if sequence == 0 else tokens
 
     def eval(
         self,
@@ -207,8 +214,7 @@ class Session(AsyncSession, StoredSession):
         ids = token_array(tokens, "eval")
         places = _places(logits, len(ids))
         wanted, order = np.unique(places, return_inverse=True)
-        self._use += 1
-        self._core.allow()
+        self._begin()
         try:
             rows = self._core.eval(ids, wanted.tolist(), _sequence(sequence))
         finally:
@@ -243,8 +249,9 @@ class Session(AsyncSession, StoredSession):
             True
         """
         ids = self._model.tokenize(text) if isinstance(text, str) else token_array(text, "score")
-        self._use += 1
-        self._core.allow()
+        if len(ids) == 0:
+            raise InputError("score: the text is empty. Give at least one token.")
+        self._begin()
         self._core.reset_sequence(0)
         try:
             logprobs = self._core.score(ids, 0)
@@ -277,7 +284,7 @@ class Session(AsyncSession, StoredSession):
             ...     session.sequence_tokens(1).tolist()
             [1, 2, 3]
         """
-        self._use += 1
+        self._begin()
         self._core.fork(_sequence(source), _sequence(target))
 
     def truncate(self, n_tokens: int, *, sequence: int = 0) -> None:
@@ -302,7 +309,7 @@ class Session(AsyncSession, StoredSession):
             raise InputError(
                 f"truncate: n_tokens is {n_tokens!r}: it must be a whole number from 0."
             )
-        self._use += 1
+        self._begin()
         self._core.truncate(min(n_tokens, 1 << 31), _sequence(sequence))
 
     def reset(self, *, sequence: int | None = None) -> None:
@@ -315,7 +322,7 @@ class Session(AsyncSession, StoredSession):
             InputError: there is no such sequence.
             SessionError: the session is closed or used by another thread.
         """
-        self._use += 1
+        self._begin()
         if sequence is None:
             self._core.reset()
         else:
@@ -359,7 +366,10 @@ def _places(logits: object, n_tokens: int) -> npt.NDArray[np.int64]:
                 f'eval: logits is {logits!r}: it must be "last", "all" or a list of places.'
             )
         return np.arange(max(n_tokens - 1, 0) if logits == "last" else 0, n_tokens)
-    places = np.asarray(logits)
+    try:
+        places = np.asarray(logits)
+    except ValueError:  # rows of several lengths
+        places = np.empty((0, 0))
     if places.ndim != 1 or (places.size > 0 and places.dtype.kind not in "iu"):
         raise InputError('eval: logits must be "last", "all" or a flat list of places.')
     if places.size > 0 and not (places.min() >= 0 and places.max() < n_tokens):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from phiggml.answer import LogitsProcessor
@@ -124,8 +125,17 @@ class AsyncSession(WritingSession):
                 chunk = await asyncio.shield(step)
             except asyncio.CancelledError:
                 self.cancel()
-                await asyncio.wait([step])
+                await _ended(step)
                 raise
             if chunk is None:
                 return
             yield chunk
+
+
+async def _ended(step: asyncio.Future[Any]) -> None:
+    """Waits for a step whose result nobody wants, however often the task is cancelled again."""
+    while not step.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([step])
+    if not step.cancelled():
+        step.exception()

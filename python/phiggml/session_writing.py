@@ -290,8 +290,10 @@ class WritingSession(AdaptedSession):
             json_schema=json_schema,
             logprobs=logprobs,
         )
-        if isinstance(prompts, str):
-            raise InputError("generate_batch: prompts is a text. Pass a list of them.")
+        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, (Sequence, np.ndarray)):
+            raise InputError(
+                f"generate_batch: prompts is a {type(prompts).__name__}. Pass a list of them."
+            )
         answers = [
             Answer(self._core, self._model, ids, settings=settings)
             for ids in [self._prompt_ids(prompt) for prompt in prompts]
@@ -324,10 +326,7 @@ class WritingSession(AdaptedSession):
             settings.draft._require_same_vocabulary(self._model)
         ids = self._prompt_ids(prompt)
         answer = Answer(self._core, self._model, ids, settings=settings)
-        self._use += 1
-        self._core.tokens(0)  # raises where the session is closed, or used by another thread
-        self._core.allow()
-        return self._written(ids, answer, self._use)
+        return self._written(ids, answer, self._begin())
 
     def _written(self, ids: npt.NDArray[np.int32], answer: Answer, use: int) -> Iterator[Chunk]:
         self._require_no_other_use(use)
@@ -349,35 +348,34 @@ class WritingSession(AdaptedSession):
                 if answer.finished:
                     return
                 self._require_no_other_use(use)
-                pending = np.array(answer.tokens[-1:], np.int32)
-                guesses = answer.proposal(self._core.n_ctx)
+                pending, guesses = np.array(answer.tokens[-1:], np.int32), answer.proposal()
         finally:
             forward_log()
 
     def _taken(self, answer: Answer, guesses: npt.NDArray[np.int32], use: int) -> Iterator[Chunk]:
         """The chunks that a step gave: one, and one more for each guess that was right."""
-        chunks = []
-        for row in range(1 + len(guesses)):
-            chunks.append(answer.take(row))
-            right = row < len(guesses) and chunks[-1].token == guesses[row]
-            if answer.finished or not right:
-                break
-        n_wrong = len(guesses) - (len(chunks) - 1)
-        if n_wrong > 0:
-            self._core.truncate(len(self._core.tokens(0)) - n_wrong, 0)
-        for n_done, chunk in enumerate(chunks, start=1):
-            try:
+        self._n_ahead = len(guesses)
+        try:
+            for row in range(1 + len(guesses)):
+                chunk = answer.take(row)
+                self._require_no_other_use(use)
+                right = row < len(guesses) and chunk.token == guesses[row]
+                if answer.finished or not right:
+                    self._hand_back()
+                    yield chunk
+                    return
                 yield chunk
-            except GeneratorExit:
-                n_left = len(chunks) - n_done
-                if n_left > 0 and self._use == use and not self._core.closed:
-                    self._core.truncate(len(self._core.tokens(0)) - n_left, 0)
-                raise
+                self._require_no_other_use(use)
+                if self._core.cancelled:
+                    return
+                self._n_ahead -= 1
+        finally:
+            if self._use == use and not self._core.closed:
+                self._hand_back()
 
     def _completed(self, answers: Sequence[Answer]) -> list[Completion]:
         chunks: dict[Answer, list[Chunk]] = {answer: [] for answer in answers}
-        self._use += 1
-        self._core.allow()
+        self._begin()
         try:
             for answer, chunk in self._together(deque(answers)):
                 chunks[answer].append(chunk)
@@ -424,6 +422,11 @@ class WritingSession(AdaptedSession):
             ids = token_array(prompt, "generate")
         if len(ids) == 0:
             raise InputError("generate: the prompt is empty. Give at least one token.")
+        if len(ids) > self._core.n_ctx:
+            raise SessionError(
+                f"generate: the prompt's {len(ids)} tokens do not fit into n_ctx = "
+                f"{self._core.n_ctx}. Make a session with a larger n_ctx."
+            )
         return ids
 
     def _require_no_other_use(self, use: int) -> None:
