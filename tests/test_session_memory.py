@@ -19,7 +19,6 @@ from pathlib import Path
 
 import pytest
 
-
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks Linux and glibc")
 
 MOST_GROWTH = 1.05
