@@ -110,8 +110,8 @@ check-kernels: $(INSTALLED)
 # What threads share, with the thread sanitizer: everything that is compiled is compiled for it, in an environment of its
 # own. Python is not, but the sanitizer sees its locks. It cannot follow a child of a fork that starts threads.
 TSAN := build/tsan
-TSAN_TESTS := tests/test_threading.py tests/test_session.py tests/test_process.py \
-	--deselect tests/test_process.py::test_a_session_does_not_pass_a_fork
+TSAN_TESTS := tests/test_threading.py tests/test_threading_process.py tests/test_session.py tests/test_adapter.py \
+	tests/test_process.py --deselect tests/test_process.py::test_a_session_does_not_pass_a_fork
 TSAN_OPTIONS := suppressions=$(abspath tests/tsan.supp) ignore_noninstrumented_modules=1 die_after_fork=0 report_thread_leaks=0
 
 tsan: $(INSTALLED)

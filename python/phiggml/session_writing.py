@@ -294,19 +294,11 @@ class WritingSession(AdaptedSession):
             raise InputError(
                 f"generate_batch: prompts is a {type(prompts).__name__}. Pass a list of them."
             )
-        waiting = deque(
+        answers = [
             Answer(self._core, self._model, ids, settings=settings)
             for ids in [self._prompt_ids(prompt) for prompt in prompts]
-        )
-        answers = list(waiting)
-        chunks: dict[int, list[Chunk]] = {id(answer): [] for answer in answers}
-        self._begin()
-        try:
-            for answer, chunk in self._together(waiting):
-                chunks[id(answer)].append(chunk)
-        finally:
-            forward_log()
-        return [Completion.of(chunks[id(answer)]) for answer in answers]
+        ]
+        return self._completed(answers)
 
     def cancel(self) -> None:
         """Ends what the session is doing; may be called from any thread.
@@ -380,6 +372,16 @@ class WritingSession(AdaptedSession):
         finally:
             if self._use == use and not self._core.closed:
                 self._hand_back()
+
+    def _completed(self, answers: Sequence[Answer]) -> list[Completion]:
+        chunks: dict[Answer, list[Chunk]] = {answer: [] for answer in answers}
+        self._begin()
+        try:
+            for answer, chunk in self._together(deque(answers)):
+                chunks[answer].append(chunk)
+        finally:
+            forward_log()
+        return [Completion.of(chunks[answer]) for answer in answers]
 
     def _together(self, waiting: deque[Answer]) -> Iterator[tuple[Answer, Chunk]]:
         running: dict[int, Answer] = {}
