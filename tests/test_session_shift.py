@@ -19,7 +19,7 @@ GREEDY = pg.Sampling(temperature=0)
 N_CTX, N_SINKS = 64, 4
 # By the type of keys and values. Those that were turned twice, and rounded between, are not those that were turned
 # once; a token at the place before its own changes the logits by 0.01 and more.
-BOUNDS = {"F32": 1e-5, "F16": 2e-3, "Q8_0": 5e-3}
+BOUNDS = {"F32": 1e-4, "F16": 5e-3, "Q8_0": 5e-3}
 
 
 def model_of_one_layer(architecture: str, monkeypatch: pytest.MonkeyPatch) -> SmallModel:
@@ -53,9 +53,7 @@ def text(n: int, seed: int = 7) -> npt.NDArray[np.int32]:
 
 def session_of(model: pg.Model, type: str = "F32", **settings: Any) -> pg.Session:
     settings = {"n_ctx": N_CTX, "overflow": "shift", **settings}
-    return pg.Session(
-        model, type_k=type, type_v=type, flash_attn=type == "Q8_0", **settings
-    )
+    return pg.Session(model, type_k=type, type_v=type, flash_attn=type == "Q8_0", **settings)
 
 
 def dropped(tokens: list[int], n_more: int, n_ctx: int = N_CTX) -> list[int]:
@@ -108,7 +106,7 @@ def test_what_cannot_move_is_read_again(kind: str, tmp_path: Path) -> None:
             found = session.eval(more)
             assert session.tokens.tolist() == held
             with pg.Session(
-                model, n_ctx=512, type_k="F32", type_v="F32", swa_full=True
+                model, n_ctx=512, type_k="F32", type_v="F32", flash_attn=False
             ) as whole:
                 assert nrmse(found, whole.eval(held)) <= 1e-5, step
 
@@ -177,3 +175,30 @@ def test_what_fails_brings_back_what_has_left(
                 found = session.eval([5], sequence=sequence)
                 truth = fresh(model, [*dropped(held, 1), 5], "F32")
                 assert nrmse(found, truth) <= 1e-5
+
+
+SCALED: dict[str, dict[str, Any]] = {
+    "attn_factor": {".rope.scaling.attn_factor": np.float32(1.3)},
+    "yarn": {
+        ".rope.scaling.type": "yarn",
+        ".rope.scaling.factor": np.float32(4),
+        ".rope.scaling.original_context_length": np.uint32(32),
+    },
+    "linear": {".rope.scaling.type": "linear", ".rope.scaling.factor": np.float32(4)},
+}
+
+
+@pytest.mark.parametrize("scaling", SCALED)
+def test_keys_that_are_scaled_are_read_again(
+    scaling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What llama.cpp would scale once more is off by 0.03 and more."""
+    for architecture in ("llama", "phi3"):
+        made = without_factors(model_of_one_layer(architecture, monkeypatch))
+        made.metadata |= {made.key(key): value for key, value in SCALED[scaling].items()}
+        with pg.Model(made.write(tmp_path / "one.gguf")) as model, session_of(model) as session:
+            held = text(60).tolist()
+            session.eval(held)
+            found = session.eval([5] * 10)
+            truth = fresh(model, dropped(held, 10) + [5] * 10, "F32")
+            assert nrmse(found, truth) <= BOUNDS["F32"], architecture
