@@ -81,8 +81,8 @@ void Session::make_room(const Addition & addition) {
 }
 
 // Whether positions in the cache can be changed. Upstream says yes and ends the process where layers have a sliding
-// window or keys are BF16, or quantized of some lengths of heads, and leaves learned positions as they were. A recurrent
-// state may be shared with the sequence that it was forked from, which would move along.
+// window or keys are BF16, or quantized of some lengths of heads, and leaves learned positions as they were. A
+// recurrent state may be shared with the sequence that it was forked from, which would move along.
 bool Session::turns_in_place() const {
     const llama_model * model = model_->handle();
     const llama_rope_type type = llama_model_rope_type(model);
