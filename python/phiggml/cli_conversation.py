@@ -141,14 +141,10 @@ class Conversation:
         if name and name not in settings:
             raise pg.InputError(f"set: there is no setting {name!r}. /set lists them.")
         for shown in [name] if name else settings:
-            note(f"{shown:<21}  {setting_text(settings[shown])}")
+            note(f"{shown:<21}  {setting_text(shown, settings[shown])}")
 
     def _tell_tokens(self, _text: str) -> None:
-        n_used = 0
-        if self._turns:
-            n_used = len(
-                self._session.model.tokenize(self._prompt(self._turns), parse_special=True)
-            )
+        n_used = self._n_tokens(self._turns) if self._turns else 0
         note(f"The conversation takes {n_used} of {self._session.n_ctx} tokens of context.")
 
     def _save(self, text: str) -> None:
@@ -180,6 +176,7 @@ class Conversation:
 
     def _answer(self, turns: list[dict[str, Any]]) -> None:
         """Answers the last of these turns, and makes them what was said."""
+        self._require_room(turns)
         chunks = self._chunks(turns, self._options)
         written: list[pg.Chunk] = []
         try:
@@ -197,6 +194,14 @@ class Conversation:
             note(speeds(written[-1]))
             if self._is_full(written[-1]):
                 note("The context is full: /undo or /reset makes room.")
+
+    def _require_room(self, turns: list[dict[str, Any]]) -> None:
+        n_tokens, n_ctx = self._n_tokens(turns), self._session.n_ctx
+        if n_tokens >= n_ctx and not self._options.shifts:
+            raise pg.SessionError(
+                f"chat: the conversation takes {n_tokens} tokens, and n_ctx = {n_ctx}: there is no "
+                "room for an answer. Begin with a larger --n-ctx, or with --overflow shift."
+            )
 
     def _is_full(self, last: pg.Chunk) -> bool:
         shifts = self._options.shifts
@@ -219,6 +224,9 @@ class Conversation:
 
     def _messages(self, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return turns if self._system is None else [_turn("system", self._system), *turns]
+
+    def _n_tokens(self, turns: list[dict[str, Any]]) -> int:
+        return len(self._session.model.tokenize(self._prompt(turns), parse_special=True))
 
     def _prompt(self, turns: list[dict[str, Any]]) -> str:
         return self._session.model.chat_prompt(self._messages(turns), tools=self._options.tools)
