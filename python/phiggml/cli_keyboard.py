@@ -72,8 +72,9 @@ def _message(read: Callable[[bool], str]) -> str:
 def history_file() -> Path:
     """Where lines are kept, if that is asked for: in the folder for what programs remember."""
     folder = Path(os.environ.get("XDG_STATE_HOME", ""))
-    base = folder if folder.is_absolute() else Path.home() / ".local" / "state"
-    return base / "phiggml" / "chat_history"
+    if not folder.is_absolute():
+        folder = Path("~/.local/state").expanduser()
+    return folder / "phiggml" / "chat_history"
 
 
 @contextlib.contextmanager
