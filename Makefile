@@ -11,7 +11,7 @@ BUILD_REQUIREMENTS := "scikit-build-core>=1.1,<2" "pybind11>=3.1,<4" "cmake>=3.2
 # git's own patterns: a star stands for folders, too.
 FORMATTED = $$(git ls-files 'csrc/*.[ch]' 'csrc/*.cpp' 'fuzz/*.cpp' 'tests/*.cpp' 'examples/*.cpp')
 
-.PHONY: demo test test-slow check-kernels lint format bench fuzz fuzz-parser fuzz-python stock reference nano clean
+.PHONY: demo test test-slow check-kernels tsan lint format bench fuzz fuzz-parser fuzz-python stock reference nano clean
 .PHONY: sdist wheel installed test-installed test-installed-slow plugins test-plugins check-install
 
 QUICK := not slow and not plugins
@@ -106,6 +106,31 @@ check-kernels: $(INSTALLED)
 	$(BIN)/cmake -S tests/kernels -B build/kernels -DPHIGGML_LIBRARIES=$$libraries
 	$(BIN)/cmake --build build/kernels --parallel 2
 	build/kernels/check_kernels --rounds $(KERNEL_ROUNDS)
+
+# What threads share, with the thread sanitizer: everything that is compiled is compiled for it, in an environment of its
+# own. Python is not, but the sanitizer sees its locks. It cannot follow a child of a fork that starts threads.
+TSAN := build/tsan
+TSAN_TESTS := tests/test_threading.py tests/test_threading_process.py tests/test_session.py tests/test_adapter.py \
+	tests/test_process.py --deselect tests/test_process.py::test_a_session_does_not_pass_a_fork
+TSAN_OPTIONS := suppressions=$(abspath tests/tsan.supp) ignore_noninstrumented_modules=1 die_after_fork=0 report_thread_leaks=0
+
+tsan: $(INSTALLED)
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/cmake -G Ninja -S . -B $(TSAN)/build -DCMAKE_BUILD_TYPE=Release \
+		-DCMAKE_C_FLAGS=-fsanitize=thread -DCMAKE_C_FLAGS_RELEASE="-O1 -g1 -DNDEBUG" \
+		-DCMAKE_CXX_FLAGS=-fsanitize=thread -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1 -DNDEBUG" \
+		-DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build $(TSAN)/build --target _core --parallel 2
+	rm -rf $(TSAN)/environment $(TSAN)/reports
+	mkdir -p $(TSAN)/reports
+	$(BIN)/python -m venv --without-pip $(TSAN)/environment
+	site=$$($(TSAN)/environment/bin/python -c "import site; print(site.getsitepackages()[0])"); \
+	cp -r python/phiggml $$site; \
+	$(BIN)/cmake --install $(TSAN)/build --component phiggml --prefix $$site > $(TSAN)/installed; \
+	$(BIN)/python -c "import sys; print(*(p for p in sys.path if p.endswith('-packages')), sep='\n')" > $$site/others.pth
+	TSAN_OPTIONS="$(TSAN_OPTIONS) log_path=$(abspath $(TSAN))/reports/report" \
+	LD_PRELOAD=$$($(CXX) -print-file-name=libtsan.so) $$(setarch -R true 2>/dev/null && echo setarch -R) \
+	$(TSAN)/environment/bin/python -m pytest -p no:cacheprovider $(TSAN_TESTS) || { cat $(TSAN)/reports/*; exit 1; }
+	! cat $(TSAN)/reports/* 2>/dev/null
 
 # Looks for bytes that break the GGUF reader; fuzz/README.md says how. What it finds is kept in build/fuzz/crashes.
 # fuzz-python writes files, durably: to memory where there is /dev/shm, which spares the disk that.

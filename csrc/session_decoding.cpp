@@ -48,9 +48,10 @@ void Session::check_additions(const std::vector<Addition> & additions) const {
     }
 }
 
-void Session::make_room(std::int64_t sequence, std::size_t n_tokens) {
+void Session::check_room(const Addition & addition) const {
     const auto most = static_cast<std::size_t>(settings_.n_ctx);
-    const Sequence & s = at(sequence);
+    const std::size_t n_tokens = addition.tokens.size();
+    const Sequence & s = at(addition.sequence);
     if (s.tokens.size() + n_tokens <= most) {
         return;
     }
@@ -65,9 +66,30 @@ void Session::make_room(std::int64_t sequence, std::size_t n_tokens) {
                                             " more. Reset the session, make one with a larger n_ctx, or one with "
                                             "overflow=\"shift\".");
     }
-    while (s.tokens.size() + n_tokens > most) {
-        shift(sequence);
+}
+
+void Session::make_room(const Addition & addition) {
+    const auto most = static_cast<std::size_t>(settings_.n_ctx);
+    Sequence & s = sequence_at(addition.sequence);
+    undo_.push_back({addition.sequence, s.tokens.size(), {}});
+    while (s.tokens.size() + addition.tokens.size() > most) {
+        if (undo_.back().shifted.empty()) {
+            undo_.back().shifted = s.tokens;
+        }
+        shift(addition.sequence);
     }
+}
+
+// Whether positions in the cache can be changed. Upstream says yes and ends the process where layers have a sliding
+// window or keys are BF16, or quantized of some lengths of heads, and leaves learned positions as they were. A
+// recurrent state may be shared with the sequence that it was forked from, which would move along.
+bool Session::turns_in_place() const {
+    const llama_model * model = model_->handle();
+    const llama_rope_type type = llama_model_rope_type(model);
+    return rope_line_ == 0 && llama_model_n_swa(model) == 0 && !llama_model_is_recurrent(model) &&
+           !llama_model_is_hybrid(model) && (type == LLAMA_ROPE_TYPE_NORM || type == LLAMA_ROPE_TYPE_NEOX) &&
+           (settings_.type_k == GGML_TYPE_F32 || settings_.type_k == GGML_TYPE_F16) &&
+           llama_memory_can_shift(llama_get_memory(context_.get()));
 }
 
 // Drops the older half of the tokens behind the first ones.
@@ -79,12 +101,12 @@ void Session::shift(std::int64_t sequence) {
     s.tokens.erase(s.tokens.begin() + from, s.tokens.begin() + until);
     const llama_memory_t memory = llama_get_memory(context_.get());
     const auto id = static_cast<llama_seq_id>(sequence);
-    const bool in_place = rope_line_ == 0 && settings_.swa_full && llama_memory_can_shift(memory) &&
-                          s.n_evaluated >= n_kept + n_dropped &&
+    const bool in_place = turns_in_place() && s.n_evaluated >= n_kept + n_dropped &&
                           llama_memory_seq_rm(memory, id, static_cast<llama_pos>(from), static_cast<llama_pos>(until));
     if (in_place) {
         llama_memory_seq_add(memory, id, static_cast<llama_pos>(until), -1, -static_cast<llama_pos>(n_dropped));
         s.n_evaluated -= n_dropped;
+        turns_keys_ = true;
     } else {
         keep(sequence, std::min(n_kept, s.n_evaluated));
     }
@@ -136,10 +158,14 @@ void Session::choose_rope_side(std::int64_t sequence, std::size_t n_total) {
 
 void Session::evaluate(const std::vector<Addition> & additions, const Wants & wants, const TakeRow & take,
                        Progress & progress) {
+    settle();
     check_additions(additions);
+    for (const Addition & addition : additions) {
+        check_room(addition);
+    }
     rows_.clear();
     for (const Addition & addition : additions) {
-        make_room(addition.sequence, addition.tokens.size());
+        make_room(addition);
     }
     std::vector<std::size_t> n_before;
     for (const Addition & addition : additions) {
@@ -159,16 +185,30 @@ void Session::evaluate(const std::vector<Addition> & additions, const Wants & wa
         evaluate_side(additions, n_before, arch::RopeSide::beyond, wants, take);
     } catch (...) {
         progress_ = nullptr;
-        for (std::size_t i = 0; i < additions.size(); ++i) {
-            Sequence & s = sequence_at(additions[i].sequence);
-            s.tokens.resize(n_before[i]);
-            keep(additions[i].sequence, std::min(s.n_evaluated, n_before[i]));
-        }
-        rows_.clear();
+        undo();
         throw;
     }
     progress_ = nullptr;
     plans_anew_ = false;
+    turns_keys_ = false;
+}
+
+void Session::undo() {
+    for (Undo & done : undo_) {
+        Sequence & s = sequence_at(done.sequence);
+        if (done.shifted.empty()) {
+            s.tokens.resize(done.n_tokens);
+            keep(done.sequence, std::min(s.n_evaluated, done.n_tokens));
+        } else {
+            s.tokens = std::move(done.shifted);
+            keep(done.sequence, 0);
+        }
+    }
+    if (turns_keys_) {  // and may have begun to, in any of the sequences
+        forget_all();
+    }
+    settle();
+    rows_.clear();
 }
 
 // The tokens of one call of llama_decode are turned alike.
@@ -200,7 +240,8 @@ void Session::evaluate_side(const std::vector<Addition> & additions, const std::
         },
         [&](std::size_t part, std::size_t token, const float * logits) {
             take(origins[part].addition, token - origins[part].n_again, logits);
-        });
+        },
+        [this] { return stopped(); });
     for (const Origin & origin : origins) {
         Sequence & s = sequence_at(additions[origin.addition].sequence);
         s.n_evaluated = s.tokens.size();

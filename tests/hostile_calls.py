@@ -45,6 +45,48 @@ def _generated(prompt: Any, **settings: Any) -> Call:
     return lambda _model, session: session.generate(prompt, **{"max_tokens": 2, **settings})
 
 
+def _closed(verb: Callable[[pg.Session], object]) -> Call:
+    """On a session that is closed."""
+
+    def call(model: pg.Model, _session: pg.Session) -> None:
+        session = pg.Session(model, n_ctx=64)
+        session.eval([5])
+        session.close()
+        session.close()
+        verb(session)
+
+    return call
+
+
+def _model_closed(verb: Callable[[pg.Model], object]) -> Call:
+    def call(_model: pg.Model, _session: pg.Session) -> None:
+        model = pg.Model(sys.argv[1])
+        model.close()
+        model.close()
+        verb(model)
+
+    return call
+
+
+def _mid_stream(verb: Callable[[pg.Session], object], *, model_too: bool = False) -> Call:
+    """Between two chunks."""
+
+    def call(_model: pg.Model, _session: pg.Session) -> None:
+        with pg.Model(sys.argv[1]) as model, pg.Session(model, n_ctx=64) as session:
+            stream = session.stream("The dog", max_tokens=20)
+            next(stream)
+            verb(session)
+            if model_too:
+                model.close()
+            next(stream)
+
+    return call
+
+
+def _said(content: Any) -> Call:
+    return lambda _m, s: s.chat([{"role": "user", "content": content}], max_tokens=2)
+
+
 def _evaluated(tokens: Any, **settings: Any) -> Call:
     def call(_model: pg.Model, session: pg.Session) -> None:
         session.reset()
@@ -53,6 +95,34 @@ def _evaluated(tokens: Any, **settings: Any) -> Call:
     return call
 
 
+def _made_of(model: Any) -> Call:
+    return lambda _model, _session: pg.Session(model, n_ctx=64).close()
+
+
+SESSION_VERBS: dict[str, Callable[[pg.Session], object]] = {
+    "eval": lambda s: s.eval([5]),
+    "tokens": lambda s: s.tokens,
+    "sequence_tokens": lambda s: s.sequence_tokens(0),
+    "reset": lambda s: s.reset(),
+    "reset one": lambda s: s.reset(sequence=0),
+    "generate": lambda s: s.generate("x", max_tokens=1),
+    "stream": lambda s: next(s.stream([5], max_tokens=1)),
+    "chat": lambda s: s.chat([{"role": "user", "content": "x"}]),
+    "stream_chat": lambda s: next(s.stream_chat([{"role": "user", "content": "x"}])),
+    "with": lambda s: s.__enter__().eval([5]),
+}
+MODEL_VERBS: dict[str, Callable[[pg.Model], object]] = {
+    "tokenize": lambda m: m.tokenize("x"),
+    "detokenize": lambda m: m.detokenize([5]),
+    "chat_prompt": lambda m: m.chat_prompt([{"role": "user", "content": "x"}]),
+    "metadata": lambda m: m.metadata["general.architecture"],
+    "placement": lambda m: m.placement,
+    "n_vocab": lambda m: m.n_vocab,
+    "n_ctx_train": lambda m: m.n_ctx_train,
+    "nbytes": lambda m: m.nbytes,
+    "description": lambda m: m.description,
+    "Session": lambda m: pg.Session(m, n_ctx=64),
+}
 CASES: dict[str, Case] = {
     **{
         f"n_ctx={value!r}": (_context(n_ctx=value), INPUT)
@@ -141,6 +211,36 @@ CASES: dict[str, Case] = {
         f"detokenize({value!r})": (lambda m, _s, v=value: m.detokenize(v), INPUT)
         for value in ([-1], [2**31 - 1], [2**40], [0.5], "dog", [None])
     },
+    **{
+        f"generate tokens={value!r}": (_generated(value), INPUT)
+        for value in ([-1], [2**31], [2**63], [1.5], ["dog"], [[1, 2]], [True], 5, b"dog", {})
+    },
+    "generate token n_vocab": (lambda m, s: s.generate([m.n_vocab], max_tokens=1), INPUT),
+    **{
+        f"sequence={value!r}": (_evaluated([5], sequence=value), INPUT)
+        for value in (-1, 1, 2**31, 2**64, True, "0", None, 0.0)
+    },
+    "tokens of sequence 1": (lambda _m, s: s.sequence_tokens(1), INPUT),
+    "reset of sequence 2^31": (lambda _m, s: s.reset(sequence=2**31), INPUT),
+    **{f"model={value!r}": (_made_of(value), (TypeError,)) for value in (None, 5, [], {})},
+    "model is a folder": (_made_of("/"), (OSError, pg.FormatError)),
+    "model is not there": (_made_of("none-such.gguf"), (FileNotFoundError,)),
+    "model is a path with NUL": (_made_of("a\x00b"), (ValueError,)),
+    "model is this file": (_made_of(__file__), (pg.FormatError,)),
+    "2^24 + 1 tokens to text": (lambda m, _s: m.detokenize(np.zeros(2**24 + 1, np.int32)), INPUT),
+    **{f"closed session: {name}": (_closed(verb), SESSION) for name, verb in SESSION_VERBS.items()},
+    **{
+        f"closed model: {name}": (_model_closed(verb), SESSION)
+        for name, verb in MODEL_VERBS.items()
+    },
+    "close during a stream": (_mid_stream(pg.Session.close), SESSION),
+    "reset during a stream": (_mid_stream(lambda s: s.reset()), SESSION),
+    "eval during a stream": (_mid_stream(lambda s: s.eval([5])), SESSION),
+    "another stream during a stream": (
+        _mid_stream(lambda s: s.stream("The", max_tokens=1)),
+        SESSION,
+    ),
+    "chat with a lone surrogate": (_said("a\ud800b"), INPUT),
     "chat without messages": (lambda _m, s: s.chat([]), INPUT),
     "chat with a wrong message": (lambda _m, s: s.chat([{"role": "user"}]), INPUT),
     **{
@@ -175,6 +275,17 @@ CASES: dict[str, Case] = {
     "tiniest temperature": (_sampled(temperature=1e-44), ()),
     "n_ctx=1": (_context(n_ctx=1), ()),
     "threads=8": (_context(n_ctx=64, threads=8), ()),
+    "n_ctx of a closed session": (_closed(lambda s: s.n_ctx), ()),
+    "repr of a closed session": (_closed(repr), ()),
+    "repr of a closed model": (_model_closed(repr), ()),
+    "asked between two chunks": (_mid_stream(lambda s: (s.tokens, repr(s), s.n_ctx)), ()),
+    "model closed between two chunks": (_mid_stream(repr, model_too=True), ()),
+    "NUL in a chat": (_said("a\x00b"), ()),
+    "a chat of control tokens": (_said("<|end|><|assistant|>" * 5), ()),
+    "NUL in a stop text": (_generated("dog", stop="\x00"), ()),
+    "a stop text that no text holds": (_generated("dog", stop=["\ud800", "x" * 10**6]), ()),
+    "many stop texts": (_generated("dog", stop=[f"stop {i}" for i in range(10**4)]), ()),
+    "tokenize NUL": (lambda m, _s: m.detokenize(m.tokenize("a\x00b")), ()),
     "NUL in the prompt": (_generated("a\x00b"), ()),
     "tokenize nothing": (lambda m, _s: m.tokenize(""), ()),
     "detokenize nothing": (lambda m, _s: m.detokenize([]), ()),

@@ -141,6 +141,31 @@ def test_reading_a_prompt_leaves_the_context_as_it_was(tmp_path: Path, nano_f16:
     )
 
 
+@pytest.mark.parametrize("use_mmap", [True, False])
+def test_load(tmp_path: Path, nano_f16: Path, use_mmap: bool) -> None:
+    check(
+        interrupted(
+            f"""
+            while True:  # a small model: a load takes milliseconds
+                pg.Model({str(nano_f16)!r}, use_mmap={use_mmap}).close()
+                started()
+            """,
+            tmp_path,
+        )
+    )
+
+
+def test_load_in_the_middle(nano_f16: Path) -> None:
+    """What the callback of progress raises, Ctrl-C among it, ends the load."""
+
+    def press(_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    for use_mmap in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            pg.Model(nano_f16, use_mmap=use_mmap, progress=press)
+
+
 def test_quantizing_an_array(tmp_path: Path) -> None:
     check(
         interrupted(

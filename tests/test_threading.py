@@ -3,10 +3,8 @@ these with the thread sanitizer, too."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
-import logging
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -18,49 +16,11 @@ import numpy as np
 import pytest
 
 import phiggml as pg
-from phiggml.runtime import forward_log
+from together import PATIENCE, together
 
 GREEDY = pg.Sampling(temperature=0)
 OTHER_THREAD = "another thread"
-# A thread that is not done by then hangs.
-PATIENCE = 60.0
 TRIES = 200
-
-
-def together(*works: Callable[[], Any]) -> list[Any]:
-    """Does all works, each in a thread of its own, begun at one time.
-
-    Returns:
-        What each gave, or the error that it raised.
-    """
-    results: list[Any] = [None] * len(works)
-    barrier = threading.Barrier(len(works))
-
-    def do(i: int) -> None:
-        barrier.wait()
-        try:
-            results[i] = works[i]()
-        except Exception as error:  # noqa: BLE001 - it is looked at by the test
-            results[i] = error
-
-    threads = [threading.Thread(target=do, args=(i,), daemon=True) for i in range(len(works))]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + PATIENCE
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    assert not any(thread.is_alive() for thread in threads)
-    return results
-
-
-def run(code: str, *arguments: object) -> str:
-    """What a child prints, which must end well and say nothing on stderr."""
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
-    done = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
 
 
 class Busy:
@@ -195,28 +155,32 @@ def test_it_is_dropped_where_nobody_expects_it(nano_model: pg.Model) -> None:
         together(gc.collect, lambda: pg.Session(nano_model, n_ctx=64).close())
 
 
-@pytest.mark.skipif(not hasattr(pg.Session, "cancel"), reason="there is no cancel yet")
 @pytest.mark.parametrize("work", ["eval", "generate"])
 def test_cancelled_by_another_thread(nano_model: pg.Model, work: str) -> None:
     with pg.Session(nano_model, n_ctx=4096, threads=1) as session:
-        session.eval([5, 6, 7])
+        ended = threading.Event()
 
         def use() -> object:
-            while True:
-                if work == "eval":
-                    session.eval([5] * 4000)
+            try:
+                while True:
                     session.reset()
-                else:
-                    session.generate([5] * 16, max_tokens=4000, sampling=GREEDY)
+                    if work == "eval":
+                        session.eval([5] * 4000)
+                    elif session.generate([5], max_tokens=4000).finish_reason == "cancelled":
+                        return None
+            except pg.SessionError as error:
+                return str(error)
+            finally:
+                ended.set()
 
         def cancel() -> None:
-            time.sleep(0.05)
-            session.cancel()  # type: ignore[attr-defined]
+            while not ended.wait(0.02):  # in between two calls there is nothing to cancel
+                session.cancel()
 
         for _ in range(3):
-            error, nothing = together(use, cancel)
-            assert isinstance(error, pg.SessionError) and nothing is None
-            assert "cancel" in str(error)
+            said, _nothing = together(use, cancel)
+            assert said is None if work == "generate" else "cancelled" in said
+            ended.clear()
         session.reset()
         assert len(session.eval([5])) == nano_model.n_vocab
 
@@ -291,177 +255,66 @@ def test_tokenizers(nano_model: pg.Model) -> None:
         assert ids == expected and back == nano_model.detokenize(expected)
 
 
-# files and arrays --------------------------------------------------------------------------------
+def test_all_that_sessions_do(nano_model: pg.Model) -> None:
+    """Each in a thread and a session of its own, on one model."""
+
+    def batch() -> Any:
+        with pg.Session(nano_model, n_ctx=64, n_seq_max=2, threads=1) as session:
+            prompts = ["The dog", "A cat", "GGUF is"]
+            answers = session.generate_batch(prompts, max_tokens=6, sampling=GREEDY)
+        return [answer.tokens for answer in answers]
+
+    def vectors() -> Any:
+        with pg.Session(nano_model, n_ctx=64, threads=1) as session:
+            return session.embed(["The dog", "A cat"]).tobytes()
+
+    def score() -> Any:
+        with pg.Session(nano_model, n_ctx=64, threads=1) as session:
+            return session.score("The dog went home.")
+
+    def guesses() -> Any:
+        with pg.Session(nano_model, n_ctx=128, threads=1) as session:
+            draft = pg.PromptLookup()
+            prompt = "The dog and the dog and the dog and"
+            return session.generate(prompt, max_tokens=9, sampling=GREEDY, draft=draft).text
+
+    def schema() -> Any:
+        with pg.Session(nano_model, n_ctx=64, threads=1) as session:
+            return session.generate(
+                "x", max_tokens=9, sampling=GREEDY, json_schema={"enum": ["a", "b"]}
+            ).text
+
+    works = [batch, vectors, score, guesses, schema]
+    assert [str(result) for result in together(*works)] == [str(work()) for work in works]
 
 
-def test_quantizing_models(nano_f16: Path, tmp_path: Path) -> None:
-    def quantize(type: str, i: int) -> bytes:
-        out = tmp_path / f"{type}-{i}.gguf"
-        pg.quantize_model(nano_f16, out, type, threads=3, progress=lambda _: None)
-        return out.read_bytes()
+def test_an_event_loop(nano_model: pg.Model) -> None:
+    """Answers side by side, one of whose tasks is cancelled half way."""
+    prompts = ("The dog", "A cat", "GGUF is")
 
-    kinds = ("Q4_K_M", "Q8_0", "Q4_K_M")
-    first, other, second = together(*[lambda t=t, i=i: quantize(t, i) for i, t in enumerate(kinds)])
-    assert first == second == quantize("Q4_K_M", 9) and other == quantize("Q8_0", 9)
+    async def tokens(session: pg.Session, prompt: str, seen: asyncio.Event) -> list[int | None]:
+        found = []
+        async for chunk in session.astream(prompt, max_tokens=40, sampling=GREEDY):
+            found.append(chunk.token)
+            seen.set()
+        return found
 
+    async def work(sessions: list[pg.Session]) -> list[Any]:
+        seen = [asyncio.Event() for _ in prompts]
+        tasks = [
+            asyncio.create_task(tokens(*each)) for each in zip(sessions, prompts, seen, strict=True)
+        ]
+        await seen[1].wait()
+        tasks[1].cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
 
-def test_one_target(nano_f16: Path, tmp_path: Path) -> None:
-    """One of them writes it; the other finds that somebody is at it, or that it is there."""
-    out = tmp_path / "out.gguf"
-    results = together(*[lambda: pg.quantize_model(nano_f16, out, "Q8_0", threads=2)] * 2)
-    errors = [result for result in results if isinstance(result, BaseException)]
-    assert len(errors) <= 1 and all(isinstance(error, OSError) for error in errors), errors
-    assert [file.name for file in tmp_path.iterdir()] == ["out.gguf"]
-
-
-def test_quantizing_arrays() -> None:
-    """The first of each type makes tables that the others share."""
-    x = np.random.default_rng(0).standard_normal((64, 512), np.float32)
-    weights = np.ones(512, np.float32)
-    types = ("Q4_K", "IQ4_XS", "IQ3_XXS", "IQ1_M", "TQ1_0")
-
-    def quantize() -> list[bytes]:
-        arrays = [pg.quantize(x, type, imatrix=weights, threads=2) for type in types]
-        return [a.data.tobytes() + a.dequantize().tobytes() for a in arrays]
-
-    first, *others = together(*[quantize] * 3)
-    assert len(first) == len(types) and all(other == first for other in others)
-
-
-def test_a_file_is_closed_while_others_read_it(nano_f16: Path) -> None:
-    with pg.GGUFFile(nano_f16) as file:
-        truth = {name: tensor.dequantize().sum() for name, tensor in file.tensors.items()}
-    for _ in range(5):
-        file = pg.GGUFFile(nano_f16)
-        tensors = dict(file.tensors)
-
-        def read(file: pg.GGUFFile = file, tensors: Any = tensors) -> None:
-            for name, tensor in tensors.items():
-                assert tensor.dequantize().sum() == truth[name]
-            list(file.metadata.items())
-
-        for result in together(read, read, file.close):
-            assert result is None or isinstance(result, pg.InputError), result
-
-
-# the process -------------------------------------------------------------------------------------
-
-
-def test_each_hears_of_its_own_faults(tmp_path: Path, nano_f16: Path) -> None:
-    names = ("catlike", "doglike")
-    for name in names:
-        with pg.GGUFFile(nano_f16) as file, pg.GGUFWriter(tmp_path / name) as writer:
-            for key in file.metadata:
-                writer.metadata[key] = file.metadata.exact(key)
-            writer.metadata["tokenizer.ggml.pre"] = name
-            writer.metadata["tokenizer.ggml.model"] = "gpt2"
-            writer.metadata["tokenizer.ggml.merges"] = ["a b"]
-            for tensor in file.tensors.values():
-                writer.add_tensor(tensor.name, tensor.data, tensor.type)
-
-    def load(name: str) -> set[str]:
-        said = set()
-        for _ in range(20):
-            with pytest.raises(pg.FormatError) as error:
-                pg.Model(tmp_path / name)
-            said.add(str(error.value))
-        return said
-
-    for result, name in zip(together(*[lambda n=n: load(n) for n in names]), names, strict=True):
-        [sentence] = result
-        assert f"'{name}'" in sentence and "/proc/" not in sentence
-
-
-def test_the_log(nano_f16: Path) -> None:
-    """Each line comes once, whoever takes it; a handler may use the library."""
-    lines: list[str] = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-            if len(lines) % 100 == 0:
-                pg.devices()
-
-    logger, handler = logging.getLogger("phiggml"), Handler()
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    done = threading.Event()
-
-    def take() -> None:
-        while not done.is_set():
-            forward_log()
-            time.sleep(0.001)
-
-    def load() -> None:
-        for _ in range(3):
-            pg.Model(nano_f16).close()
-
-    def load_all() -> list[Any]:
-        try:
-            return together(load, load)
-        finally:
-            done.set()
-
+    sessions = [pg.Session(nano_model, n_ctx=64, threads=1) for _ in prompts]
     try:
-        assert together(take, take, load_all) == [None, None, [None, None]]
-        forward_log()
+        results = asyncio.run(work(sessions))
+        assert isinstance(results[1], asyncio.CancelledError)
+        for i, prompt in enumerate(prompts):
+            chunks = list(sessions[i].stream(prompt, max_tokens=40, sampling=GREEDY))
+            assert i == 1 or results[i] == [chunk.token for chunk in chunks]
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-    named = [line for line in lines if "general.architecture" in line]
-    assert len(named) == 6, named
-
-
-def test_backends_are_loaded_once() -> None:
-    code = """
-import threading
-import phiggml as pg
-found = []
-barrier = threading.Barrier(6)
-def ask():
-    barrier.wait()
-    found.append([device.name for device in pg.devices()])
-threads = [threading.Thread(target=ask) for _ in range(6)]
-[thread.start() for thread in threads]
-[thread.join() for thread in threads]
-print(len(found), len(found[0]) == len(set(found[0])), all(names == found[0] for names in found))
-"""
-    assert run(code) == "6 True True\n"
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_child_of_a_fork_during_a_call(nano_f16: Path, threads: int) -> None:
-    """It has the session that another thread was using, and may do nothing with it but close it."""
-    code = """
-import os, signal, sys, threading, time
-import phiggml as pg
-model = pg.Model(sys.argv[1])
-session = pg.Session(model, n_ctx=4096, threads=int(sys.argv[2]))
-done = threading.Event()
-def work():
-    while not done.is_set():
-        session.reset()
-        session.eval([5] * 300)
-thread = threading.Thread(target=work)
-thread.start()
-time.sleep(0.05)
-for _ in range(2):
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        try:
-            session.eval([5])
-            os._exit(7)
-        except pg.SessionError:
-            pass
-        with pg.Session(model, n_ctx=64, threads=1) as other:
-            assert len(other.eval([5])) == model.n_vocab
-        del session, other
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-done.set()
-thread.join()
-session.close()
-"""
-    run(code, nano_f16, threads)
+        for session in sessions:
+            session.close()
