@@ -116,7 +116,7 @@ class Conversation:
             self._answer(self._turns[: asked + 1])
 
     def _last_question(self) -> int | None:
-        asked = [i for i, turn in enumerate(self._turns) if turn["role"] != "assistant"]
+        asked = [i for i, turn in enumerate(self._turns) if turn["role"] in ("user", "tool")]
         return asked[-1] if asked else None
 
     def _tell_system(self, text: str) -> None:
@@ -206,9 +206,7 @@ class Conversation:
             )
 
     def _is_full(self, last: pg.Chunk) -> bool:
-        shifts = self._options.shifts
-        ended = last.finish_reason == "length" and last.timings is not None
-        if not ended or shifts or last.timings is None:
+        if last.timings is None or last.finish_reason != "length" or self._options.shifts:
             return False
         return last.timings.prompt_tokens + last.timings.tokens >= self._session.n_ctx
 
@@ -247,9 +245,12 @@ def _message(written: list[pg.Chunk]) -> dict[str, Any]:
 
 
 def _path(text: str, command: str) -> Path:
-    if not text:
+    if not text or "\0" in text:
         raise pg.InputError(f"{command[1:]}: it needs a file: {command} talk.json")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(text)
 
 
 def _most_tokens(text: str) -> int | None:
