@@ -160,6 +160,8 @@ def test_the_handler_refuses_in_a_sentence(application: Any) -> None:
             assert client.status == status
             assert client.bodies[0].endswith(b".\n")
     assert b"n_ctx" in refused[400][-1].bodies[0]
+    full = asyncio.run(Client(request("word " * 505)).ask(application))
+    assert "n_ctx" in full.events[-1]["error"]
 
 
 def test_the_handler_lives_and_ends(nano_f16: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import json
 import re
@@ -176,6 +177,29 @@ def test_the_page_on_sessions_runs(
     write_lora(tmp_path / "adapter.gguf", "phi3", pairs)
     monkeypatch.chdir(tmp_path)
     run_page("sessions.md", at_least=15)
+
+
+# sessions -----------------------------------------------------------------------------------------
+
+
+def test_the_page_on_sessions_has_every_setting_of_sampling() -> None:
+    """And its default."""
+    section = (ROOT / "docs" / "sessions.md").read_text("utf-8").partition("## Sampling\n")[2]
+    told: dict[str, str] = {}
+    for row in section.partition("\n## ")[0].splitlines():
+        if row.startswith("| `"):
+            names, defaults = (cell.split(", ") for cell in row.strip("| ").split(" | ")[:2])
+            told |= dict(zip(names, defaults, strict=True))
+    said = {name.strip("`"): default.strip("`") for name, default in told.items()}
+    breakers = said.pop("dry_sequence_breakers").split("` `")
+    assert said == {
+        field.name: str(field.default)
+        for field in dataclasses.fields(pg.Sampling)
+        if field.name != "dry_sequence_breakers"
+    }
+    assert tuple(each.replace("\\n", "\n") for each in breakers) == (
+        pg.Sampling().dry_sequence_breakers
+    )
 
 
 # migrating ----------------------------------------------------------------------------------------
