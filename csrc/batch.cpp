@@ -72,8 +72,8 @@ struct Place {
 class Decoder {
 public:
     Decoder(llama_context * context, const std::vector<BatchPart> & parts, const WantsLogits & wants,
-            const TakeLogits & take)
-        : context_(context), parts_(parts), wants_(wants), take_(take), batch_(capacity()) {}
+            const TakeLogits & take, const std::function<bool()> & stopped)
+        : context_(context), parts_(parts), wants_(wants), take_(take), stopped_(stopped), batch_(capacity()) {}
 
     void run() {
         for (std::size_t part = 0; part < parts_.size(); ++part) {
@@ -109,6 +109,9 @@ private:
     }
 
     void decode() {
+        if (stopped_()) {
+            throw Cancelled();
+        }
         const LogMark mark;
         check(decode_once(), mark);
         for (const auto & [index, place] : rows_) {
@@ -137,6 +140,7 @@ private:
     const std::vector<BatchPart> & parts_;
     const WantsLogits & wants_;
     const TakeLogits & take_;
+    const std::function<bool()> & stopped_;
     std::size_t capacity_ = capacity();
     Batch batch_;
     std::vector<std::pair<std::int32_t, Place>> rows_;  // of the batch
@@ -145,10 +149,10 @@ private:
 }  // namespace
 
 void decode_in_batches(llama_context * context, const std::vector<BatchPart> & parts, arch::RopeSide rope_side,
-                       const WantsLogits & wants, const TakeLogits & take) {
+                       const WantsLogits & wants, const TakeLogits & take, const std::function<bool()> & stopped) {
     const arch::RopeSideScope side(rope_side);
     try {
-        Decoder(context, parts, wants, take).run();
+        Decoder(context, parts, wants, take, stopped).run();
     } catch (...) {
         for (const BatchPart & part : parts) {
             forget_from(context, part.sequence, part.first_position);

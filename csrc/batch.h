@@ -28,9 +28,10 @@ using TakeLogits = std::function<void(std::size_t part, std::size_t token, const
 // back.
 void forget_from(llama_context * context, std::int32_t sequence, std::int32_t position);
 
-// Throws Error::session when decoding fails and Cancelled when the context's abort callback asked for it, after
-// forget_from(first_position) of all parts.
+// Throws Error::session when decoding fails, and Cancelled when the context's abort callback asked for it or `stopped`
+// does, which a device that calls no callback is asked by between batches; after forget_from(first_position) of all
+// parts.
 void decode_in_batches(llama_context * context, const std::vector<BatchPart> & parts, arch::RopeSide rope_side,
-                       const WantsLogits & wants, const TakeLogits & take);
+                       const WantsLogits & wants, const TakeLogits & take, const std::function<bool()> & stopped);
 
 }  // namespace phiggml

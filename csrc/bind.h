@@ -35,6 +35,7 @@ void register_model(py::module_ & m);
 void register_grammar(py::module_ & m);
 void register_sampling(py::module_ & m);
 void register_session(py::module_ & m);
+void register_session_state(py::module_ & m);
 void register_adapter(py::module_ & m);
 void register_embedder(py::module_ & m);
 void register_placement(py::module_ & m);

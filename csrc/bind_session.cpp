@@ -13,10 +13,9 @@ constexpr std::uint64_t watched_bytes = 1 << 28;
 template <typename Work>
 auto call(Session & session, const std::vector<Addition> & additions, Work && work) {
     const Session::Use use(session);
-    std::vector<std::size_t> n_before;
+    session.settle();
     std::uint64_t cost = 0;
     for (const Addition & addition : additions) {
-        n_before.push_back(session.n_tokens(addition.sequence));
         cost += session.cost(addition.tokens.size(), addition.sequence);
     }
     Progress progress;
@@ -26,9 +25,7 @@ auto call(Session & session, const std::vector<Addition> & additions, Work && wo
         }
         return call_watched(progress, py::none(), [&] { return work(progress); });
     } catch (...) {
-        for (std::size_t i = 0; i < additions.size(); ++i) {
-            session.truncate(n_before[i], additions[i].sequence);
-        }
+        session.undo();
         try {
             throw;
         } catch (const Cancelled &) {
@@ -40,11 +37,12 @@ auto call(Session & session, const std::vector<Addition> & additions, Work && wo
 py::array_t<float> eval(Session & session, const py::array & tokens, const std::vector<std::size_t> & wanted,
                         std::int64_t sequence) {
     const std::vector<std::int32_t> ids = token_vector(tokens);
-    std::vector<float> logits = call(
-        session, {{sequence, ids}}, [&](Progress & progress) { return session.eval(ids, wanted, sequence, progress); });
-    const auto n_rows = static_cast<py::ssize_t>(wanted.size());
-    const auto n_columns = static_cast<py::ssize_t>(logits.size()) / std::max<py::ssize_t>(n_rows, 1);
-    return owned_array(std::move(logits), {n_rows, n_columns});
+    py::ssize_t n_vocab = 0;
+    std::vector<float> logits = call(session, {{sequence, ids}}, [&](Progress & progress) {
+        n_vocab = session.n_vocab();
+        return session.eval(ids, wanted, sequence, progress);
+    });
+    return owned_array(std::move(logits), {static_cast<py::ssize_t>(wanted.size()), n_vocab});
 }
 
 void advance(Session & session, const std::vector<std::tuple<std::int64_t, py::array, std::size_t>> & additions) {
@@ -148,6 +146,7 @@ void register_session(py::module_ & m) {
             py::arg("source"), py::arg("target"))
         .def("cancel", &Session::cancel)
         .def("allow", &Session::allow)
+        .def_property_readonly("rope_line", &Session::rope_line)
         .def_property_readonly("cancelled", &Session::cancelled)
         .def("reset", [](Session & session) { call_released([&] { session.reset(); }); })
         .def(

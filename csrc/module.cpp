@@ -12,6 +12,7 @@ PYBIND11_MODULE(_core, m) {
     phiggml::register_grammar(m);
     phiggml::register_sampling(m);
     phiggml::register_session(m);
+    phiggml::register_session_state(m);
     phiggml::register_adapter(m);
     phiggml::register_embedder(m);
     phiggml::register_placement(m);

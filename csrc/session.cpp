@@ -147,12 +147,17 @@ const Session::Sequence & Session::at(std::int64_t sequence) const {
     return sequences_[static_cast<std::size_t>(sequence)];
 }
 
-void Session::evaluate_anew() {
+void Session::forget_all() {
     llama_memory_clear(llama_get_memory(context_.get()), false);
     for (Sequence & sequence : sequences_) {
         sequence.n_evaluated = 0;
     }
+    turns_keys_ = false;
     rows_.clear();
+}
+
+void Session::evaluate_anew() {
+    forget_all();
     plans_anew_ = true;
     embedder_.reset();
 }
@@ -205,6 +210,7 @@ void Session::reset() {
     const Use use(*this);
     llama_memory_clear(llama_get_memory(context_.get()), true);
     std::fill(sequences_.begin(), sequences_.end(), Sequence{});
+    turns_keys_ = false;
     rows_.clear();
 }
 
@@ -227,6 +233,11 @@ void Session::fork(std::int64_t source, std::int64_t target) {
         llama_memory_seq_cp(memory, from, to, -1, -1);
     }
     sequence_at(target) = copied;
+}
+
+void Session::allow() {
+    const Use use(*this);
+    cancelled_ = false;
 }
 
 bool Session::stopped() const {

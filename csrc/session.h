@@ -66,6 +66,10 @@ public:
     // Appends tokens to a sequence and returns the logarithm of the probability of each but the first of them.
     std::vector<float> score(const std::vector<std::int32_t> & tokens, std::int64_t sequence, Progress & progress);
 
+    // What a call that appends tokens has done is taken back by undo(), until the next one, or settle().
+    void undo();
+    void settle() { undo_.clear(); }
+
     // Forgets a sequence's tokens after the first n_tokens.
     void truncate(std::size_t n_tokens, std::int64_t sequence);
 
@@ -76,9 +80,9 @@ public:
     // Makes a sequence the same as another.
     void fork(std::int64_t source, std::int64_t target);
 
-    // From any thread: the call under way ends, and those after it, until allow().
+    // From any thread: the call under way ends, and those after it, until allow(), which is a call like any other.
     void cancel() { cancelled_ = true; }
-    void allow() { cancelled_ = false; }
+    void allow();
     bool cancelled() const { return cancelled_; }
     bool stopped() const;  // asked for by the abort callback
 
@@ -95,8 +99,9 @@ public:
 
     bool closed() const { return closed_; }
     std::int64_t n_ctx() const { return settings_.n_ctx; }
+    std::int32_t n_vocab() const { return model_->n_vocab(); }
+    std::size_t rope_line() const { return rope_line_; }  // 0: none
     std::vector<std::int32_t> tokens(std::int64_t sequence) const;
-    std::size_t n_tokens(std::int64_t sequence) const { return at(sequence).tokens.size(); }
     const llama_context & context() const { return *context_; }
 
     // What it costs to append so many tokens, in bytes of weights to be read; tokens that are evaluated once more with
@@ -104,10 +109,18 @@ public:
     std::uint64_t cost(std::size_t n_tokens, std::int64_t sequence) const;
 
 private:
+    friend class SessionState;
+
     struct Sequence {
         std::vector<std::int32_t> tokens;
         std::size_t n_evaluated = 0;  // so many of them are in the cache
         arch::RopeSide rope_side = arch::RopeSide::within;
+    };
+
+    struct Undo {
+        std::int64_t sequence;
+        std::size_t n_tokens;
+        std::vector<std::int32_t> shifted;  // all of them, where some have left since
     };
 
     using Wants = std::function<bool(std::size_t addition, std::size_t token)>;
@@ -119,9 +132,11 @@ private:
                        arch::RopeSide side, const Wants & wants, const TakeRow & take);
     void check_additions(const std::vector<Addition> & additions) const;
     void check_tokens(const std::vector<std::int32_t> & tokens) const;
-    void make_room(std::int64_t sequence, std::size_t n_tokens);
+    void check_room(const Addition & addition) const;
+    void make_room(const Addition & addition);
     void shift(std::int64_t sequence);
     bool turns_in_place() const;
+    void forget_all();
     void keep(std::int64_t sequence, std::size_t n_tokens);
     arch::RopeSide rope_side(std::size_t n_total) const;
     void choose_rope_side(std::int64_t sequence, std::size_t n_total);
@@ -156,6 +171,8 @@ private:
     std::vector<Sequence> sequences_;
     std::size_t rope_line_;
     std::vector<float> rows_;                    // float32[n, n_vocab], of the last advance()
+    std::vector<Undo> undo_;                     // of the last call that appended tokens
+    bool turns_keys_ = false;                    // upstream will, at the next decode, for those that were shifted
     std::atomic<Progress *> progress_{nullptr};  // of the call under way; the abort callback reads it
     std::atomic<bool> cancelled_{false};
     std::atomic<bool> closed_{false};

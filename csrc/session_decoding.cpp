@@ -48,9 +48,10 @@ void Session::check_additions(const std::vector<Addition> & additions) const {
     }
 }
 
-void Session::make_room(std::int64_t sequence, std::size_t n_tokens) {
+void Session::check_room(const Addition & addition) const {
     const auto most = static_cast<std::size_t>(settings_.n_ctx);
-    const Sequence & s = at(sequence);
+    const std::size_t n_tokens = addition.tokens.size();
+    const Sequence & s = at(addition.sequence);
     if (s.tokens.size() + n_tokens <= most) {
         return;
     }
@@ -65,18 +66,29 @@ void Session::make_room(std::int64_t sequence, std::size_t n_tokens) {
                                             " more. Reset the session, make one with a larger n_ctx, or one with "
                                             "overflow=\"shift\".");
     }
-    while (s.tokens.size() + n_tokens > most) {
-        shift(sequence);
+}
+
+void Session::make_room(const Addition & addition) {
+    const auto most = static_cast<std::size_t>(settings_.n_ctx);
+    Sequence & s = sequence_at(addition.sequence);
+    undo_.push_back({addition.sequence, s.tokens.size(), {}});
+    while (s.tokens.size() + addition.tokens.size() > most) {
+        if (undo_.back().shifted.empty()) {
+            undo_.back().shifted = s.tokens;
+        }
+        shift(addition.sequence);
     }
 }
 
-// Whether positions in the cache can be changed. Upstream says yes and aborts where layers have a sliding window, and
-// leaves learned positions as they were.
+// Whether positions in the cache can be changed. Upstream says yes and ends the process where layers have a sliding
+// window or keys are BF16, or quantized of some lengths of heads, and leaves learned positions as they were. A
+// recurrent state may be shared with the sequence that it was forked from, which would move along.
 bool Session::turns_in_place() const {
     const llama_model * model = model_->handle();
     const llama_rope_type type = llama_model_rope_type(model);
     return rope_line_ == 0 && llama_model_n_swa(model) == 0 && !llama_model_is_recurrent(model) &&
            !llama_model_is_hybrid(model) && (type == LLAMA_ROPE_TYPE_NORM || type == LLAMA_ROPE_TYPE_NEOX) &&
+           (settings_.type_k == GGML_TYPE_F32 || settings_.type_k == GGML_TYPE_F16) &&
            llama_memory_can_shift(llama_get_memory(context_.get()));
 }
 
@@ -94,6 +106,7 @@ void Session::shift(std::int64_t sequence) {
     if (in_place) {
         llama_memory_seq_add(memory, id, static_cast<llama_pos>(until), -1, -static_cast<llama_pos>(n_dropped));
         s.n_evaluated -= n_dropped;
+        turns_keys_ = true;
     } else {
         keep(sequence, std::min(n_kept, s.n_evaluated));
     }
@@ -145,10 +158,14 @@ void Session::choose_rope_side(std::int64_t sequence, std::size_t n_total) {
 
 void Session::evaluate(const std::vector<Addition> & additions, const Wants & wants, const TakeRow & take,
                        Progress & progress) {
+    settle();
     check_additions(additions);
+    for (const Addition & addition : additions) {
+        check_room(addition);
+    }
     rows_.clear();
     for (const Addition & addition : additions) {
-        make_room(addition.sequence, addition.tokens.size());
+        make_room(addition);
     }
     std::vector<std::size_t> n_before;
     for (const Addition & addition : additions) {
@@ -168,16 +185,30 @@ void Session::evaluate(const std::vector<Addition> & additions, const Wants & wa
         evaluate_side(additions, n_before, arch::RopeSide::beyond, wants, take);
     } catch (...) {
         progress_ = nullptr;
-        for (std::size_t i = 0; i < additions.size(); ++i) {
-            Sequence & s = sequence_at(additions[i].sequence);
-            s.tokens.resize(n_before[i]);
-            keep(additions[i].sequence, std::min(s.n_evaluated, n_before[i]));
-        }
-        rows_.clear();
+        undo();
         throw;
     }
     progress_ = nullptr;
     plans_anew_ = false;
+    turns_keys_ = false;
+}
+
+void Session::undo() {
+    for (Undo & done : undo_) {
+        Sequence & s = sequence_at(done.sequence);
+        if (done.shifted.empty()) {
+            s.tokens.resize(done.n_tokens);
+            keep(done.sequence, std::min(s.n_evaluated, done.n_tokens));
+        } else {
+            s.tokens = std::move(done.shifted);
+            keep(done.sequence, 0);
+        }
+    }
+    if (turns_keys_) {  // and may have begun to, in any of the sequences
+        forget_all();
+    }
+    settle();
+    rows_.clear();
 }
 
 // The tokens of one call of llama_decode are turned alike.
@@ -209,7 +240,8 @@ void Session::evaluate_side(const std::vector<Addition> & additions, const std::
         },
         [&](std::size_t part, std::size_t token, const float * logits) {
             take(origins[part].addition, token - origins[part].n_again, logits);
-        });
+        },
+        [this] { return stopped(); });
     for (const Origin & origin : origins) {
         Sequence & s = sequence_at(additions[origin.addition].sequence);
         s.n_evaluated = s.tokens.size();

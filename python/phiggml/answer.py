@@ -111,6 +111,11 @@ class Answer:
         grammar = None if settings.grammar is None else settings.grammar._core
         self._core = core
         self._model = model._open()
+        if settings.logprobs is not None and settings.logprobs > self._model.n_vocab:
+            raise InputError(
+                f"generate: logprobs is {settings.logprobs}: the vocabulary has "
+                f"{self._model.n_vocab} tokens."
+            )
         self.prompt = ids
         self._settings = settings
         self._sampler = settings.sampling._sampler(self._model, core.n_ctx, grammar)
@@ -128,13 +133,16 @@ class Answer:
         self._sampler.accept(self.prompt)
         self._timer.prompt_done()
 
-    def proposal(self, n_ctx: int) -> npt.NDArray[np.int32]:
+    def proposal(self) -> npt.NDArray[np.int32]:
         """What the answer may go on with, by its draft; nothing without one."""
-        draft, tokens = self._settings.draft, self._all_tokens()
-        room = min(n_ctx - len(tokens), self._settings.max_tokens - len(self.tokens)) - 1
-        if draft is None or room < 1:
+        draft = self._settings.draft
+        if draft is None:
             return np.empty(0, np.int32)
-        return draft._propose(tokens, n_ctx)[:room]
+        tokens, n_ctx, line = self._all_tokens(), self._core.n_ctx, self._core.rope_line
+        room = min(n_ctx - len(tokens), self._settings.max_tokens - len(self.tokens)) - 1
+        if len(tokens) <= line:  # guesses must not take a token across it before its time
+            room = min(room, line - len(tokens))
+        return draft._propose(tokens, n_ctx, room) if room > 0 else tokens[:0]
 
     def take(self, row: int) -> Chunk:
         """Chooses the token after a row of logits, and gives what it adds to the text."""
@@ -160,7 +168,11 @@ class Answer:
         if processor is None:
             return self._core.sample(self._sampler, row)
         logits = self._core.logits(row)
-        changed = np.asarray(processor(self._all_tokens(), logits))
+        given = processor(self._all_tokens(), logits)
+        try:
+            changed = np.asarray(given)
+        except ValueError:  # rows of several lengths
+            changed = np.empty(0)
         if changed.shape != logits.shape or changed.dtype.kind != "f":
             raise InputError(
                 f"generate: logits_processor gave {changed.dtype}{list(changed.shape)}: it must "

@@ -9,14 +9,13 @@ from typing import Any
 
 import phiggml as pg
 from phiggml import _core
-from phiggml.cli_run import layers_on_gpus
+from phiggml.cli_session import FLASH_ATTENTION, layers_on_gpus
 from phiggml.cli_terminal import ProgressBar, flush, say, say_json, size
 from phiggml.gguf_text import one_line
 
 __all__ = ["add_bench"]
 
 _PROMPTS, _ANSWERS = [64, 512], [16, 128]
-_FLASH: dict[str, Any] = {"auto": "auto", "on": True, "off": False}
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +40,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     )
     add("--type-k", default="F16", metavar="TYPE", help="of the KV cache (default %(default)s)")
     add("--type-v", default="F16", metavar="TYPE", help="of the KV cache (default %(default)s)")
-    add("--flash-attn", choices=_FLASH, default="auto", help="(default %(default)s)")
+    add("--flash-attn", choices=FLASH_ATTENTION, default="auto", help="(default %(default)s)")
     add("--n-batch", type=int, default=512, metavar="N", help="tokens at once (default 512)")
     add("-r", "--repetitions", type=int, default=5, metavar="N", help="of each test (default 5)")
     add("--seed", type=int, default=0, metavar="S", help="of the tokens, which are random")
@@ -90,7 +89,7 @@ def _bench(arguments: argparse.Namespace) -> int:
                         n_batch=arguments.n_batch,
                         type_k=arguments.type_k,
                         type_v=arguments.type_v,
-                        flash_attn=_FLASH[arguments.flash_attn],
+                        flash_attn=FLASH_ATTENTION[arguments.flash_attn],
                         seed=arguments.seed,
                         progress=bar,
                     )
@@ -132,7 +131,7 @@ def _facts(arguments: argparse.Namespace, model: pg.Model) -> dict[str, Any]:
         "n_batch": arguments.n_batch,
         "type_k": str(pg.QuantType(arguments.type_k)),
         "type_v": str(pg.QuantType(arguments.type_v)),
-        "flash_attn": _FLASH[arguments.flash_attn],
+        "flash_attn": FLASH_ATTENTION[arguments.flash_attn],
         "seed": arguments.seed,
         "versions": {"phiggml": pg.__version__, **dict(_core.runtime.versions())},
     }

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import phiggml as pg
-from phiggml.cli_run import speeds, write_answer
+from phiggml.cli_answer import speeds, write_answer
 from phiggml.cli_terminal import note, say, size, table
 from phiggml.runtime import library_folder
 

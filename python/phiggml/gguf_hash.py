@@ -112,7 +112,7 @@ def hash_gguf(
     n_threads = thread_count(threads, "hash")
     with GGUFFile(path) as file:
         tensors, data = _data_hashes(file, algorithm, n_threads, progress=progress)
-        metadata = _metadata_hash(file.metadata, algorithm)
+        metadata = metadata_hash(file.metadata, algorithm)
         return GGUFHash(file.path, algorithm, tensors, data, metadata)
 
 
@@ -150,7 +150,8 @@ def _data_hashes(
     return found, whole.hexdigest()
 
 
-def _metadata_hash(metadata: GGUFMetadata, algorithm: str) -> str:
+def metadata_hash(metadata: GGUFMetadata, algorithm: str) -> str:
+    """The hash of all keys, types and values but those that describe the layout."""
     hashed = hashlib.new(algorithm, usedforsecurity=False)
     keys = sorted(key.encode("utf-8") for key in metadata if key not in _LAYOUT_KEYS)
     for key in keys:

@@ -16,7 +16,8 @@ from phiggml.chat_answer import MARKERS
 from phiggml.errors import InputError, SessionError, UnsupportedError
 from phiggml.gguf import GGUFFile
 from phiggml.model_check import check_model
-from phiggml.placement import Placement, placement_of, planned
+from phiggml.placement import Placement, placement_of
+from phiggml.placement_search import settled
 from phiggml.placement_settings import Offload, SessionSettings, core_model_settings
 from phiggml.progress import Progress, ProgressCallback
 from phiggml.runtime import forward_log
@@ -95,9 +96,7 @@ class Model:
                 tensor_overrides=tensor_overrides,
                 memory=memory,
             )
-            chosen = asked
-            if asked.n_gpu_layers is None:
-                chosen = planned(self._file, asked, session).asked
+            chosen = settled(self._file, asked, session or SessionSettings())
             self._asked, self._n_gpu_layers = asked, chosen.n_gpu_layers or 0
             settings = core_model_settings(self._file, path, chosen)
             settings.use_mmap = bool(use_mmap) and _can_be_mapped(self._file)

@@ -18,7 +18,7 @@ from phiggml.placement_settings import (
 )
 from phiggml.runtime import devices, forward_log, logger
 
-__all__ = ["LAYER", "Trial", "fitted", "tried"]
+__all__ = ["LAYER", "Trial", "fitted", "settled", "tried"]
 
 LAYER = re.compile(r"blk\.(\d+)\.")
 _EXPERTS = re.compile(r"blk\.\d+\.ffn_\w+_exps\.")
@@ -75,6 +75,16 @@ def fitted(file: GGUFFile, asked: Offload, session: SessionSettings) -> Trial:
         else:
             best, low = trial, middle + 1
     return best
+
+
+def settled(file: GGUFFile, asked: Offload, session: SessionSettings) -> Offload:
+    """What a load is to follow; nothing is tried where there is no device to choose for."""
+    if asked.n_gpu_layers is not None:
+        return asked
+    if not asked.devices:
+        _say_that_there_is_no_gpu()
+        return replace(asked, n_gpu_layers=0)
+    return fitted(file, asked, session).asked
 
 
 def _steps(file: GGUFFile, asked: Offload) -> list[Offload]:

@@ -18,6 +18,8 @@ from phiggml.model import Model, Tokens, token_array
 from phiggml.placement_settings import SessionSettings
 from phiggml.runtime import forward_log, session_threads
 from phiggml.session_async import AsyncSession
+from phiggml.session_state import StoredSession
+from phiggml.session_state import checked_sequence as _sequence
 
 __all__ = ["Score", "Session"]
 
@@ -47,7 +49,7 @@ class Score:
         return math.exp(-self.total / n) if n > 0 else math.nan
 
 
-class Session(AsyncSession):
+class Session(AsyncSession, StoredSession):
     """A context over a model: what it has read so far, and the memory for that.
 
     Args:
@@ -64,7 +66,8 @@ class Session(AsyncSession):
         overflow: what to do with tokens that the context has no room for: "error" raises
             SessionError; "shift" drops the older half of the sequence but its first 4 tokens, as
             often as it takes, and goes on. What is left keeps what it knew of what has left; with
-            long rope or a sliding window it is read again, without.
+            long rope, learned positions, a sliding window, a recurrent state or keys of another
+            type than F32 and F16, it is read again, without. A prompt longer than n_ctx is refused.
         threads: how many to use; None means all cores available to the process, and one for a
             model below 32 MiB, whose threads would wait for each other more than they compute.
 
@@ -110,6 +113,7 @@ class Session(AsyncSession):
         self._owns_model = not isinstance(model, Model)
         self._model = model if isinstance(model, Model) else Model(model, session=asked)
         self._use = 0
+        self._n_ahead = 0  # tokens that sequence 0 has before the answer has come to them
         try:
             core_model = self._model._open()
             settings = asked._core_settings(core_model.n_ctx_train)
@@ -143,7 +147,7 @@ class Session(AsyncSession):
     @property
     def tokens(self) -> npt.NDArray[np.int32]:
         """int32[n], the tokens of sequence 0; a copy."""
-        return self._core.tokens(0)
+        return self.sequence_tokens(0)
 
     def sequence_tokens(self, sequence: int) -> npt.NDArray[np.int32]:
         """Gives the tokens of one of the sequences in the context.
@@ -158,7 +162,8 @@ class Session(AsyncSession):
             InputError: there is no such sequence.
             SessionError: the session is closed or used by another thread.
         """
-        return self._core.tokens(_sequence(sequence))
+        tokens = self._core.tokens(_sequence(sequence))
+        return tokens[: len(tokens) - self._n_ahead] if sequence == 0 else tokens
 
     def eval(
         self,
@@ -205,8 +210,7 @@ class Session(AsyncSession):
         ids = token_array(tokens, "eval")
         places = _places(logits, len(ids))
         wanted, order = np.unique(places, return_inverse=True)
-        self._use += 1
-        self._core.allow()
+        self._begin()
         try:
             rows = self._core.eval(ids, wanted.tolist(), _sequence(sequence))
         finally:
@@ -241,8 +245,9 @@ class Session(AsyncSession):
             True
         """
         ids = self._model.tokenize(text) if isinstance(text, str) else token_array(text, "score")
-        self._use += 1
-        self._core.allow()
+        if len(ids) == 0:
+            raise InputError("score: the text is empty. Give at least one token.")
+        self._begin()
         self._core.reset_sequence(0)
         try:
             logprobs = self._core.score(ids, 0)
@@ -275,7 +280,7 @@ class Session(AsyncSession):
             ...     session.sequence_tokens(1).tolist()
             [1, 2, 3]
         """
-        self._use += 1
+        self._begin()
         self._core.fork(_sequence(source), _sequence(target))
 
     def truncate(self, n_tokens: int, *, sequence: int = 0) -> None:
@@ -300,7 +305,7 @@ class Session(AsyncSession):
             raise InputError(
                 f"truncate: n_tokens is {n_tokens!r}: it must be a whole number from 0."
             )
-        self._use += 1
+        self._begin()
         self._core.truncate(min(n_tokens, 1 << 31), _sequence(sequence))
 
     def reset(self, *, sequence: int | None = None) -> None:
@@ -313,7 +318,7 @@ class Session(AsyncSession):
             InputError: there is no such sequence.
             SessionError: the session is closed or used by another thread.
         """
-        self._use += 1
+        self._begin()
         if sequence is None:
             self._core.reset()
         else:
@@ -349,12 +354,6 @@ class Session(AsyncSession):
             return f"<Session of {self._model!r}, in use by another thread>"
 
 
-def _sequence(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1 << 30:
-        raise InputError(f"session: sequence is {value!r}: it must be a whole number from 0.")
-    return value
-
-
 def _places(logits: object, n_tokens: int) -> npt.NDArray[np.int64]:
     """The places that `eval(logits=...)` names."""
     if isinstance(logits, str):
@@ -363,7 +362,10 @@ def _places(logits: object, n_tokens: int) -> npt.NDArray[np.int64]:
                 f'eval: logits is {logits!r}: it must be "last", "all" or a list of places.'
             )
         return np.arange(max(n_tokens - 1, 0) if logits == "last" else 0, n_tokens)
-    places = np.asarray(logits)
+    try:
+        places = np.asarray(logits)
+    except ValueError:  # rows of several lengths
+        places = np.empty((0, 0))
     if places.ndim != 1 or (places.size > 0 and places.dtype.kind not in "iu"):
         raise InputError('eval: logits must be "last", "all" or a flat list of places.')
     if places.size > 0 and not (places.min() >= 0 and places.max() < n_tokens):

@@ -22,6 +22,27 @@ class AdaptedSession:
     _core: _core.session.Session
     _model: Model
     _use: int
+    _n_ahead: int
+
+    def _begin(self) -> int:
+        """The session is used for something: a stream that was not read to its end has ended.
+
+        Returns:
+            The number of this use.
+
+        Raises:
+            SessionError: the session is closed or used by another thread.
+        """
+        self._core.allow()
+        self._use += 1
+        self._hand_back()
+        return self._use
+
+    def _hand_back(self) -> None:
+        """Forgets the guesses in sequence 0 that the answer has not come to."""
+        n_ahead, self._n_ahead = self._n_ahead, 0
+        if n_ahead > 0:
+            self._core.truncate(len(self._core.tokens(0)) - n_ahead, 0)
 
     def set_lora(self, adapters: Sequence[ScaledAdapter]) -> None:
         """Uses LoRA adapters from now on, instead of those before.
@@ -45,7 +66,7 @@ class AdaptedSession:
             llama_set_adapters_lora.
         """
         loras = scaled_loras(adapters)
-        self._use += 1
+        self._begin()
         _core.adapter.set_lora(self._core, loras)
 
     def set_control_vector(
@@ -84,7 +105,7 @@ class AdaptedSession:
             first_layer=first_layer,
             last_layer=last_layer,
         )
-        self._use += 1
+        self._begin()
         _core.adapter.set_control_vector(self._core, rows)
 
     @overload

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from phiggml.answer import LogitsProcessor
@@ -33,7 +34,7 @@ class AsyncSession(WritingSession):
         logprobs: int | None = None,
         logits_processor: LogitsProcessor | None = None,
         draft: Draft | PromptLookup | None = None,
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """As `stream`, for `async for`; the event loop goes on meanwhile.
 
         A task that is cancelled cancels the answer, and waits for its call to end.
@@ -43,7 +44,7 @@ class AsyncSession(WritingSession):
                 draft: as for `generate`; logits_processor is called on another thread.
 
         Returns:
-            An asynchronous iterator of Chunk.
+            An asynchronous generator of Chunk; `aclose` ends the answer before its end.
 
         Raises:
             InputError, UnsupportedError, SessionError: as `stream`.
@@ -86,7 +87,7 @@ class AsyncSession(WritingSession):
         json_schema: Mapping[str, Any] | str | bool | None = None,
         logprobs: int | None = None,
         draft: Draft | PromptLookup | None = None,
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """As `stream_chat`, for `async for`; the event loop goes on meanwhile.
 
         Args:
@@ -94,7 +95,7 @@ class AsyncSession(WritingSession):
                 draft: as for `chat`.
 
         Returns:
-            An asynchronous iterator of Chunk.
+            An asynchronous generator of Chunk; `aclose` ends the answer before its end.
 
         Raises:
             UnsupportedError, InputError, FormatError, SessionError: as `stream_chat`.
@@ -116,7 +117,7 @@ class AsyncSession(WritingSession):
         )
         return self._awaited(chunks)
 
-    async def _awaited(self, chunks: Iterator[Chunk]) -> AsyncIterator[Chunk]:
+    async def _awaited(self, chunks: Iterator[Chunk]) -> AsyncGenerator[Chunk, None]:
         loop = asyncio.get_running_loop()
         while True:
             step = loop.run_in_executor(None, next, chunks, None)
@@ -124,8 +125,17 @@ class AsyncSession(WritingSession):
                 chunk = await asyncio.shield(step)
             except asyncio.CancelledError:
                 self.cancel()
-                await asyncio.wait([step])
+                await _ended(step)
                 raise
             if chunk is None:
                 return
             yield chunk
+
+
+async def _ended(step: asyncio.Future[Any]) -> None:
+    """Waits for a step whose result nobody wants, however often the task is cancelled again."""
+    while not step.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([step])
+    if not step.cancelled():
+        step.exception()

@@ -54,19 +54,17 @@ class WritingSession(AdaptedSession):
             sampling: how tokens are chosen.
             stop: a text, or several, that ends the answer and is no part of it.
             grammar: what the answer may be, in llama.cpp's notation (GBNF).
-            json_schema: the same as a JSON schema: a mapping, or JSON text.
-            logprobs: give the log probability of each token, and of so many of the likeliest in
-                its place; None gives none.
-            logits_processor: a function of the tokens so far, int32[n], and the logits of the
-                next, float32[n_vocab], that returns other logits; it may change and return those.
-            draft: guesses at several tokens at a time, which are then checked together.
+            json_schema: the same, as a mapping or JSON text.
+            logprobs: give each token's, and so many of the likeliest in its place.
+            logits_processor: from tokens so far and the next one's logits, float32[n_vocab], to
+                other logits; it may change and return those.
+            draft: guesses at several tokens, which are then checked together.
 
         Returns:
             Completion.
 
         Raises:
-            InputError: an empty prompt, a max_tokens below 1, an empty stop text, a grammar or
-                schema that is none, or a sampling value out of range.
+            InputError: an empty prompt, a wrong grammar or schema, or a value out of range.
             UnsupportedError: a schema that cannot be kept to.
             SessionError: prompt and answer do not fit into n_ctx; as `eval`.
 
@@ -75,9 +73,8 @@ class WritingSession(AdaptedSession):
 
         Example:
             >>> import phiggml as pg
-            >>> greedy = pg.Sampling(temperature=0)
             >>> with pg.Session("phi3-nano.gguf") as session:
-            ...     answer = session.generate("The sky is", max_tokens=5, sampling=greedy,
+            ...     answer = session.generate("The sky is", max_tokens=5,
             ...                               grammar='root ::= " red" | " blue"')
             >>> answer.text in (" red", " blue")
             True
@@ -293,22 +290,15 @@ class WritingSession(AdaptedSession):
             json_schema=json_schema,
             logprobs=logprobs,
         )
-        if isinstance(prompts, str):
-            raise InputError("generate_batch: prompts is a text. Pass a list of them.")
-        waiting = deque(
+        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, (Sequence, np.ndarray)):
+            raise InputError(
+                f"generate_batch: prompts is a {type(prompts).__name__}. Pass a list of them."
+            )
+        answers = [
             Answer(self._core, self._model, ids, settings=settings)
             for ids in [self._prompt_ids(prompt) for prompt in prompts]
-        )
-        answers = list(waiting)
-        chunks: dict[int, list[Chunk]] = {id(answer): [] for answer in answers}
-        self._use += 1
-        self._core.allow()
-        try:
-            for answer, chunk in self._together(waiting):
-                chunks[id(answer)].append(chunk)
-        finally:
-            forward_log()
-        return [Completion.of(chunks[id(answer)]) for answer in answers]
+        ]
+        return self._completed(answers)
 
     def cancel(self) -> None:
         """Ends what the session is doing; may be called from any thread.
@@ -336,10 +326,7 @@ class WritingSession(AdaptedSession):
             settings.draft._require_same_vocabulary(self._model)
         ids = self._prompt_ids(prompt)
         answer = Answer(self._core, self._model, ids, settings=settings)
-        self._use += 1
-        self._core.tokens(0)  # raises where the session is closed, or used by another thread
-        self._core.allow()
-        return self._written(ids, answer, self._use)
+        return self._written(ids, answer, self._begin())
 
     def _written(self, ids: npt.NDArray[np.int32], answer: Answer, use: int) -> Iterator[Chunk]:
         self._require_no_other_use(use)
@@ -361,30 +348,40 @@ class WritingSession(AdaptedSession):
                 if answer.finished:
                     return
                 self._require_no_other_use(use)
-                pending = np.array(answer.tokens[-1:], np.int32)
-                guesses = answer.proposal(self._core.n_ctx)
+                pending, guesses = np.array(answer.tokens[-1:], np.int32), answer.proposal()
         finally:
             forward_log()
 
     def _taken(self, answer: Answer, guesses: npt.NDArray[np.int32], use: int) -> Iterator[Chunk]:
         """The chunks that a step gave: one, and one more for each guess that was right."""
-        chunks = []
-        for row in range(1 + len(guesses)):
-            chunks.append(answer.take(row))
-            right = row < len(guesses) and chunks[-1].token == guesses[row]
-            if answer.finished or not right:
-                break
-        n_wrong = len(guesses) - (len(chunks) - 1)
-        if n_wrong > 0:
-            self._core.truncate(len(self._core.tokens(0)) - n_wrong, 0)
-        for n_done, chunk in enumerate(chunks, start=1):
-            try:
+        self._n_ahead = len(guesses)
+        try:
+            for row in range(1 + len(guesses)):
+                chunk = answer.take(row)
+                self._require_no_other_use(use)
+                right = row < len(guesses) and chunk.token == guesses[row]
+                if answer.finished or not right:
+                    self._hand_back()
+                    yield chunk
+                    return
                 yield chunk
-            except GeneratorExit:
-                n_left = len(chunks) - n_done
-                if n_left > 0 and self._use == use and not self._core.closed:
-                    self._core.truncate(len(self._core.tokens(0)) - n_left, 0)
-                raise
+                self._require_no_other_use(use)
+                if self._core.cancelled:
+                    return
+                self._n_ahead -= 1
+        finally:
+            if self._use == use and not self._core.closed:
+                self._hand_back()
+
+    def _completed(self, answers: Sequence[Answer]) -> list[Completion]:
+        chunks: dict[Answer, list[Chunk]] = {answer: [] for answer in answers}
+        self._begin()
+        try:
+            for answer, chunk in self._together(deque(answers)):
+                chunks[answer].append(chunk)
+        finally:
+            forward_log()
+        return [Completion.of(chunks[answer]) for answer in answers]
 
     def _together(self, waiting: deque[Answer]) -> Iterator[tuple[Answer, Chunk]]:
         running: dict[int, Answer] = {}
@@ -425,6 +422,11 @@ class WritingSession(AdaptedSession):
             ids = token_array(prompt, "generate")
         if len(ids) == 0:
             raise InputError("generate: the prompt is empty. Give at least one token.")
+        if len(ids) > self._core.n_ctx:
+            raise SessionError(
+                f"generate: the prompt's {len(ids)} tokens do not fit into n_ctx = "
+                f"{self._core.n_ctx}. Make a session with a larger n_ctx."
+            )
         return ids
 
     def _require_no_other_use(self, use: int) -> None:

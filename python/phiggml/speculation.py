@@ -59,7 +59,9 @@ class PromptLookup:
         _check_count("n", self.n)
         _check_count("ngram", self.ngram)
 
-    def _propose(self, tokens: npt.NDArray[np.int32], n_ctx: int) -> npt.NDArray[np.int32]:
+    def _propose(
+        self, tokens: npt.NDArray[np.int32], n_ctx: int, n_most: int
+    ) -> npt.NDArray[np.int32]:
         n_places = len(tokens) - self.ngram
         if n_places < 1:
             return tokens[:0]
@@ -70,7 +72,7 @@ class PromptLookup:
         if len(places) == 0:
             return tokens[:0]
         first = int(places[-1]) + self.ngram
-        return tokens[first : first + self.n]
+        return tokens[first : first + min(self.n, n_most)]
 
 
 class Draft:
@@ -107,8 +109,10 @@ class Draft:
         self, model: Model | str | os.PathLike[str], *, n: int = 8, threads: int | None = None
     ) -> None:
         _check_count("n", n)
+        session_threads(threads, 0)
         self._n = n
         self._threads = threads
+        self._closed = False
         self._owns_model = not isinstance(model, Model)
         self._model = model if isinstance(model, Model) else Model(model)
         self._core: _core.session.Session | None = None
@@ -120,10 +124,15 @@ class Draft:
         return self._model
 
     def close(self) -> None:
-        """Frees its context, and its model where it loaded it; again does nothing."""
+        """Frees its context, and its model where it loaded it; again does nothing.
+
+        Raises:
+            SessionError: a session on another thread is using it.
+        """
         if self._core is not None:
             self._core.close()
             self._core = None
+        self._closed = True
         if self._owns_model:
             self._model.close()
 
@@ -139,6 +148,8 @@ class Draft:
         self.close()
 
     def _require_same_vocabulary(self, model: Model) -> None:
+        if self._closed:
+            raise SessionError("generate: the draft is closed. Make a new one.")
         if self._model.n_vocab != model.n_vocab or list(
             self._model.metadata.get("tokenizer.ggml.tokens", ())
         ) != list(model.metadata.get("tokenizer.ggml.tokens", ())):
@@ -147,7 +158,9 @@ class Draft:
                 "smaller model of the same family."
             )
 
-    def _propose(self, tokens: npt.NDArray[np.int32], n_ctx: int) -> npt.NDArray[np.int32]:
+    def _propose(
+        self, tokens: npt.NDArray[np.int32], n_ctx: int, n_most: int
+    ) -> npt.NDArray[np.int32]:
         core = self._context(n_ctx)
         n_reused = core.reuse(tokens, 0)
         core.advance([(0, tokens[n_reused:], 1)])
@@ -158,12 +171,14 @@ class Draft:
             if self._model._open().is_end_of_generation(token):
                 break
             guesses.append(token)
-            if len(guesses) == self._n or len(tokens) + len(guesses) >= n_ctx:
+            if len(guesses) == min(self._n, n_most):
                 break
             core.advance([(0, np.array([token], np.int32), 1)])
         return np.array(guesses, np.int32)
 
     def _context(self, n_ctx: int) -> _core.session.Session:
+        if self._closed:
+            raise SessionError("generate: the draft is closed. Make a new one.")
         core_model = self._model._open()
         if self._core is not None and self._core.n_ctx < n_ctx:
             self._core.close()
@@ -175,8 +190,6 @@ class Draft:
             settings.threads = session_threads(self._threads, core_model.n_bytes)
             self._core = _core.session.Session(core_model, settings)
             self._greedy = Sampling(temperature=0)._sampler(core_model, n_ctx)
-        if self._core.closed:
-            raise SessionError("generate: the draft is closed. Make a new one.")
         return self._core
 
 

@@ -10,3 +10,4 @@ from phiggml._core import recipe as recipe
 from phiggml._core import runtime as runtime
 from phiggml._core import sampling as sampling
 from phiggml._core import session as session
+from phiggml._core import session_state as session_state
