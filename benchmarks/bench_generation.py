@@ -5,8 +5,9 @@ Three comparisons with one model, each of a session with itself:
 * prefix: the time to the first token of a prompt whose first 500 tokens the context holds, beside
   the same prompt read whole;
 * batch: tokens/s of generate_batch with 8 prompts, beside generate with one after the other;
-* lookup: tokens/s with PromptLookup on a text that repeats itself, beside without, and whether the
-  tokens are the same. They must be with an F32 file and F32 cache (--type-k F32).
+* lookup: tokens/s with PromptLookup on a chat that repeats itself (a question, the model's answer,
+  and the question again), beside without, and whether the tokens are the same. They must be with an
+  F32 file and F32 cache (--type-k F32).
 
     python benchmarks/bench_generation.py MODEL.gguf [--tokens 64] [--rounds 3] [--type-k F16]
 """
@@ -29,7 +30,7 @@ N_PREFIX = 500
 N_REST = 12
 N_PROMPTS = 8
 N_PROMPT = 24
-SENTENCE = "The child took the small red box to the library, and the dog ran behind it. "
+QUESTION = {"role": "user", "content": "What is GGUF?"}
 
 Ids = npt.NDArray[np.int32]
 
@@ -69,7 +70,8 @@ def batch(session: pg.Session, rng: np.random.Generator, n: int) -> tuple[float,
 
 def lookup(session: pg.Session, n: int) -> tuple[float, float, bool]:
     """Tokens/s: without guesses, and with; and whether the tokens are the same."""
-    prompt = SENTENCE * 4
+    first = session.chat([QUESTION], max_tokens=n, sampling=GREEDY)
+    prompt = session.model.chat_prompt([QUESTION, first.message, QUESTION])
     rates, tokens = [], []
     for draft in (None, pg.PromptLookup()):
         session.reset()

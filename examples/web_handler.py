@@ -91,7 +91,7 @@ def _answer(session: pg.Session, request: dict[str, Any]) -> AsyncGenerator[pg.C
             max_tokens=request.get("max_tokens", 512),
             sampling=pg.Sampling(temperature=request.get("temperature", 0.8)),
         )
-    except (pg.InputError, pg.UnsupportedError) as error:  # arguments are checked at once
+    except pg.PhiggmlError as error:  # arguments, and whether the chat fits, are checked at once
         raise RefusedError(400, str(error)) from None
 
 
@@ -106,7 +106,7 @@ async def _events(chunks: AsyncGenerator[pg.Chunk, None]) -> AsyncGenerator[dict
                     "tokens": chunk.timings.tokens,
                     "tokens_per_second": round(chunk.timings.tokens_per_second, 1),
                 }
-    except pg.SessionError as error:  # the context is full, for one
+    except pg.SessionError as error:  # the answer has filled the context, for one
         yield {"error": str(error)}
 
 

@@ -40,7 +40,7 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "manager", "base"}
 
 def python_files() -> list[Path]:
     folders = [PACKAGE, ROOT / "tests", ROOT / "tools", ROOT / "benchmarks", ROOT / "build_backend"]
-    folders.append(ROOT / "fuzz")
+    folders += [ROOT / "fuzz", ROOT / "examples"]
     return [path for folder in folders for path in sorted(folder.rglob("*.py"))]
 
 

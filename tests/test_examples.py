@@ -135,7 +135,7 @@ def test_a_client_that_goes_away_cancels(application: Any) -> None:
         return client
 
     client = asyncio.run(asked())
-    assert 3 <= len(client.bodies) < 100
+    assert 3 <= len(client.bodies) < 25
     assert "finish_reason" not in client.events[-1]
     answer = asyncio.run(Client(request("What is GGUF?")).ask(application))
     assert answer.text.startswith("GGUF is the file format")
@@ -150,6 +150,7 @@ def test_the_handler_refuses_in_a_sentence(application: Any) -> None:
             Client(b'{"messages": 7}'),
             Client(request("Hi", max_tokens=0)),
             Client(request("Hi", temperature="hot")),
+            Client(request("word " * 600)),
         ],
         413: [Client(b" " * (1 << 21))],
     }
@@ -158,8 +159,9 @@ def test_the_handler_refuses_in_a_sentence(application: Any) -> None:
             asyncio.run(client.ask(application))
             assert client.status == status
             assert client.bodies[0].endswith(b".\n")
-    too_long = asyncio.run(Client(request("word " * 600)).ask(application))
-    assert "n_ctx" in too_long.events[0]["error"]
+    assert b"n_ctx" in refused[400][-1].bodies[0]
+    full = asyncio.run(Client(request("word " * 505)).ask(application))
+    assert "n_ctx" in full.events[-1]["error"]
 
 
 def test_the_handler_lives_and_ends(nano_f16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,10 +225,10 @@ def test_the_best_paragraphs_are_asked_about(nano_f16: Path, tmp_path: Path) -> 
     program = example("search_docs")
     with pg.Session(nano_f16, n_ctx=1024) as session:
         library = program.Library(session, tmp_path)
-        assert len(library.paragraphs) > 30
+        assert len(library.paragraphs) > 20
         assert np.allclose(np.linalg.norm(library.vectors, axis=1), 1, atol=1e-5)
         question = "How is the KV cache kept on the CPU?"
-        found = library.search(question, 30)
+        found = library.search(question, len(library.paragraphs))
         cosines = [cosine for cosine, _ in found]
         assert cosines == sorted(cosines, reverse=True)
         best = f"{found[0][1].heading}\n{found[0][1].text}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ import pytest
 
 import phiggml as pg
 import said_sentences as said
+from adapter_files import random_pairs, write_lora
 from phiggml import runtime
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,20 +144,98 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(found), target
 
 
+def run_page(name: str, *, at_least: int) -> None:
+    """A page's Python, one block after the other."""
+    text = (ROOT / "docs" / name).read_text("utf-8")
+    names: dict[str, Any] = {"__name__": name}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= at_least
+    try:
+        for block in blocks:
+            exec(block, names)
+    finally:
+        for value in names.values():
+            if isinstance(value, (pg.Model, pg.Session)):
+                value.close()
+
+
 @pytest.mark.slow
 def test_the_embedding_page_runs(
     nano_f16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its Python, one block after the other."""
     (tmp_path / "phi3.gguf").symlink_to(nano_f16)
     (tmp_path / "Phi-3-mini-4k-instruct").symlink_to(ROOT / "examples" / "phi3-nano")
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "embedding.md").read_text("utf-8")
-    names: dict[str, Any] = {"__name__": "embedding_page"}
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) >= 6
-    for block in blocks:
-        exec(block, names)
-    for value in names.values():
-        if isinstance(value, (pg.Model, pg.Session)):
-            value.close()
+    run_page("embedding.md", at_least=6)
+
+
+def test_the_page_on_sessions_runs(
+    nano_f16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "phi3.gguf").symlink_to(nano_f16)
+    pairs = random_pairs(nano_f16, ["blk.0.attn_output.weight"])
+    write_lora(tmp_path / "adapter.gguf", "phi3", pairs)
+    monkeypatch.chdir(tmp_path)
+    run_page("sessions.md", at_least=15)
+
+
+# sessions -----------------------------------------------------------------------------------------
+
+
+def test_the_page_on_sessions_has_every_setting_of_sampling() -> None:
+    """And its default."""
+    section = (ROOT / "docs" / "sessions.md").read_text("utf-8").partition("## Sampling\n")[2]
+    told: dict[str, str] = {}
+    for row in section.partition("\n## ")[0].splitlines():
+        if row.startswith("| `"):
+            names, defaults = (cell.split(", ") for cell in row.strip("| ").split(" | ")[:2])
+            told |= dict(zip(names, defaults, strict=True))
+    said = {name.strip("`"): default.strip("`") for name, default in told.items()}
+    breakers = said.pop("dry_sequence_breakers").split("` `")
+    assert said == {
+        field.name: str(field.default)
+        for field in dataclasses.fields(pg.Sampling)
+        if field.name != "dry_sequence_breakers"
+    }
+    assert tuple(each.replace("\\n", "\n") for each in breakers) == (
+        pg.Sampling().dry_sequence_breakers
+    )
+
+
+# migrating ----------------------------------------------------------------------------------------
+
+
+def calls(text: str) -> Iterator[ast.Call]:
+    """The calls that a page spells out as inline code."""
+    for code in re.findall(r"`([^`\n]+\(.*?\))`", text):
+        tree = ast.parse(code, mode="eval").body
+        if isinstance(tree, ast.Call):
+            yield tree
+
+
+def test_what_the_page_on_migrating_calls_is_there() -> None:
+    """Each pg.X, session.x and model.x, with the parameters that are named."""
+    text = (ROOT / "docs" / "migrating.md").read_text("utf-8")
+    homes = {"pg": pg, "session": pg.Session, "model": pg.Model}
+    column = [row.split(" | ")[1] for row in text.splitlines() if row.startswith("| ")]
+    n_seen = 0
+    for call in calls("\n".join(column)):
+        home, *names = ast.unparse(call.func).split(".")
+        found: Any = homes[home]
+        for name in names:
+            found = getattr(found, name)
+        itself = [] if home == "pg" else [None]
+        keywords = {str(keyword.arg): None for keyword in call.keywords}
+        inspect.signature(found).bind(*itself, *call.args, **keywords)
+        n_seen += 1
+    assert n_seen > 40
+    for name, attribute in re.findall(r"`(session|model)\.(\w+)`", text):
+        assert hasattr(homes[name], attribute), attribute
+
+
+def test_the_page_on_migrating_runs(
+    nano_f16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "phi3.gguf").symlink_to(nano_f16)
+    monkeypatch.chdir(tmp_path)
+    run_page("migrating.md", at_least=1)

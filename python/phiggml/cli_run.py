@@ -125,6 +125,6 @@ def _likelihood(model: pg.Model, token: int, logprob: float) -> dict[str, Any]:
     """A token's; null stands for the logarithm of nothing, which JSON cannot say."""
     return {
         "token": token,
-        "text": model.detokenize([token], special=True),
+        "text": model._open().piece(token, True).decode(errors="replace"),
         "logprob": logprob if math.isfinite(logprob) else None,
     }

@@ -46,7 +46,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     for name, (metavar, meaning) in _MEANINGS.items():
         default = getattr(_DEFAULT, name)
-        shown = "" if default in (None, ()) else f" (default {setting_text(default)})"
+        shown = "" if default in (None, ()) else f" (default {setting_text(name, default)})"
         group.add_argument(
             "--" + name.replace("_", "-"),
             type=_argument(name),
@@ -74,7 +74,7 @@ def parse_setting(name: str, text: str) -> Any:
         if name == "seed":
             return None if text == "none" else int(text)
         if name == "logit_bias":
-            return tuple(map(_bias, text.split(","))) if text else ()
+            return () if text == "none" else tuple(map(_bias, text.split(",")))
         if name == "dry_sequence_breakers":
             return json.loads(text)
         return type(getattr(_DEFAULT, name))(text)
@@ -82,15 +82,13 @@ def parse_setting(name: str, text: str) -> Any:
         raise pg.InputError(f"set: {name}: {text!r} is no {_kind(name)}.") from None
 
 
-def setting_text(value: Any) -> str:
+def setting_text(name: str, value: Any) -> str:
     """A value as `parse_setting` takes it."""
-    if value is None:
-        return "none"
-    if isinstance(value, tuple):
-        if all(isinstance(item, str) for item in value) and value:
-            return json.dumps(value, ensure_ascii=False)
-        return ",".join(f"{token}={bias:g}" for token, bias in value)
-    return str(value)
+    if name == "dry_sequence_breakers":
+        return json.dumps(value, ensure_ascii=False)
+    if name == "logit_bias":
+        return ",".join(f"{token}={bias:g}" for token, bias in value) or "none"
+    return "none" if value is None else str(value)
 
 
 def _argument(name: str) -> Any:
