@@ -147,17 +147,12 @@ const Session::Sequence & Session::at(std::int64_t sequence) const {
     return sequences_[static_cast<std::size_t>(sequence)];
 }
 
-void Session::forget_all() {
+void Session::evaluate_anew() {
     llama_memory_clear(llama_get_memory(context_.get()), false);
     for (Sequence & sequence : sequences_) {
         sequence.n_evaluated = 0;
     }
-    turns_keys_ = false;
     rows_.clear();
-}
-
-void Session::evaluate_anew() {
-    forget_all();
     plans_anew_ = true;
     embedder_.reset();
 }
@@ -210,7 +205,6 @@ void Session::reset() {
     const Use use(*this);
     llama_memory_clear(llama_get_memory(context_.get()), true);
     std::fill(sequences_.begin(), sequences_.end(), Sequence{});
-    turns_keys_ = false;
     rows_.clear();
 }
 

@@ -136,7 +136,6 @@ private:
     void make_room(const Addition & addition);
     void shift(std::int64_t sequence);
     bool turns_in_place() const;
-    void forget_all();
     void keep(std::int64_t sequence, std::size_t n_tokens);
     arch::RopeSide rope_side(std::size_t n_total) const;
     void choose_rope_side(std::int64_t sequence, std::size_t n_total);
@@ -172,7 +171,6 @@ private:
     std::size_t rope_line_;
     std::vector<float> rows_;                    // float32[n, n_vocab], of the last advance()
     std::vector<Undo> undo_;                     // of the last call that appended tokens
-    bool turns_keys_ = false;                    // upstream will, at the next decode, for those that were shifted
     std::atomic<Progress *> progress_{nullptr};  // of the call under way; the abort callback reads it
     std::atomic<bool> cancelled_{false};
     std::atomic<bool> closed_{false};

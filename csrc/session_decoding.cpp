@@ -125,7 +125,6 @@ void Session::shift(std::int64_t sequence) {
     if (in_place) {
         llama_memory_seq_add(memory, id, static_cast<llama_pos>(until), -1, -static_cast<llama_pos>(n_dropped));
         s.n_evaluated -= n_dropped;
-        turns_keys_ = true;
     } else {
         keep(sequence, std::min(n_kept, s.n_evaluated));
     }
@@ -209,7 +208,6 @@ void Session::evaluate(const std::vector<Addition> & additions, const Wants & wa
     }
     progress_ = nullptr;
     plans_anew_ = false;
-    turns_keys_ = false;
 }
 
 void Session::undo() {
@@ -220,11 +218,8 @@ void Session::undo() {
             keep(done.sequence, std::min(s.n_evaluated, done.n_tokens));
         } else {
             s.tokens = std::move(done.shifted);
-            keep(done.sequence, 0);
+            keep(done.sequence, 0);  // keys may have been turned in part
         }
-    }
-    if (turns_keys_) {  // and may have begun to, in any of the sequences
-        forget_all();
     }
     settle();
     rows_.clear();

@@ -171,10 +171,10 @@ def test_what_fails_brings_back_what_has_left(
         session.cancel()
         assert [chunk.finish_reason for chunk in stream] == ["cancelled"]
         assert session.tokens.tolist() == before
-        for sequence, held in ((0, before), (1, b)):
+        session.truncate(50)
+        for sequence, held in ((0, before[:50]), (1, b)):
             found = session.eval([5], sequence=sequence)
-            truth = fresh(model, [*dropped(held, 1), 5], "F32")
-            assert nrmse(found, truth) <= 1e-5
+            assert nrmse(found, fresh(model, [*held, 5], "F32")) <= BOUNDS["F32"]
 
 
 SCALED: dict[str, dict[str, Any]] = {
