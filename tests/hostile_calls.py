@@ -87,6 +87,23 @@ def _said(content: Any) -> Call:
     return lambda _m, s: s.chat([{"role": "user", "content": content}], max_tokens=2)
 
 
+def _batched(prompts: Any, **settings: Any) -> Call:
+    return lambda _model, session: session.generate_batch(prompts, **{"max_tokens": 2, **settings})
+
+
+def _called(name: str, *arguments: Any, **settings: Any) -> Call:
+    return lambda _model, session: getattr(session, name)(*arguments, **settings)
+
+
+def _after_close(name: str, *arguments: Any, **settings: Any) -> Call:
+    def call(model: pg.Model, _session: pg.Session) -> None:
+        made = pg.Session(model, n_ctx=64)
+        made.close()
+        getattr(made, name)(*arguments, **settings)
+
+    return call
+
+
 def _evaluated(tokens: Any, **settings: Any) -> Call:
     def call(_model: pg.Model, session: pg.Session) -> None:
         session.reset()
@@ -200,6 +217,69 @@ CASES: dict[str, Case] = {
         for value in ([], [-1], [2**31], [2**63], [1.5], ["dog"], [[1, 2]], "dog", [True], None)
     },
     "token n_vocab": (lambda m, s: s.eval([m.n_vocab]), INPUT),
+    **{
+        f"logits={value!r:.30}": (_evaluated([5, 6], logits=value), INPUT)
+        for value in ([2], [-1], [0.5], [True], [[0]], [[0], [0, 1]], [2**70], None, 5, b"all")
+    },
+    **{
+        f"logprobs={value!r}": (_generated("dog", logprobs=value), INPUT)
+        for value in (-1, 2000, True, 0.5, "3", 2**70)
+    },
+    **{
+        f"{name}={value!r}": (_generated("dog", **{name: value}), INPUT)
+        for name in ("logits_processor", "draft")
+        for value in (5, "all", True, pg.Draft)
+        if (name, value) != ("logits_processor", pg.Draft)
+    },
+    **{
+        f"prompts={value!r:.30}": (_batched(value), INPUT)
+        for value in (None, 5, "dog", b"dog", ["dog", ""], ["dog", None], [5], [[]], {"a": 1})
+    },
+    "a prompt of the batch is too long": (_batched(["dog", [5] * 1000]), SESSION),
+    **{
+        f"fork{value!r}": (_called("fork", *value), INPUT)
+        for value in ((0, 1), (1, 0), (-1, 0), (0, True), (0, "0"), (0, None), (2**31, 0))
+    },
+    **{
+        f"truncate({value!r})": (_called("truncate", value), INPUT)
+        for value in (-1, 0.5, True, None, "3", 2.0)
+    },
+    "truncate of no sequence": (_called("truncate", 0, sequence=1), INPUT),
+    **{
+        f"score({value!r:.20})": (_called("score", value), INPUT)
+        for value in ([], [-1], [10**6], None, 5, [0.5])
+    },
+    "score of much": (_called("score", [5] * 1000), SESSION),
+    **{
+        f"overflow={value!r}": (_context(n_ctx=64, overflow=value), INPUT)
+        for value in ("x", None, True, "SHIFT", 1)
+    },
+    **{
+        f"closed: {name}": (_after_close(name, *arguments, **settings), SESSION)
+        for name, arguments, settings in (
+            ("eval", ([5],), {}),
+            ("score", ([5],), {}),
+            ("fork", (0, 0), {}),
+            ("truncate", (0,), {}),
+            ("reset", (), {}),
+            ("sequence_tokens", (0,), {}),
+            ("generate", ([5],), {"max_tokens": 1}),
+            ("stream", ([5],), {"max_tokens": 1}),
+            ("astream", ([5],), {"max_tokens": 1}),
+            ("chat", ([{"role": "user", "content": "Hi"}],), {}),
+            ("astream_chat", ([{"role": "user", "content": "Hi"}],), {}),
+            ("generate_batch", ([[5]],), {"max_tokens": 1}),
+            ("generate_batch", ([],), {"max_tokens": 1}),
+            ("set_lora", ([],), {}),
+            ("set_control_vector", (None,), {}),
+            ("embed", ("dog",), {}),
+        )
+    },
+    "closed: cancel": (_after_close("cancel"), ()),
+    "truncate far beyond": (_called("truncate", 2**70), ()),
+    "swa_full=False": (_context(n_ctx=64, swa_full=False), ()),
+    "swa_full=False, many sequences": (_context(n_ctx=64, n_seq_max=9, swa_full=False), ()),
+    "fork of itself": (_called("fork", 0, 0), ()),
     "object array": (_evaluated(np.array([1, None], object)), INPUT),
     "logits='some'": (_evaluated([5], logits="some"), INPUT),
     "more tokens than the context": (_evaluated([5] * 1000), SESSION),

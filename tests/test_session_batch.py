@@ -15,6 +15,7 @@ import pytest
 
 import phiggml as pg
 from logits_reference import DATA, exact_session
+from test_session_cancel import endless
 from test_session_recurrent import mamba
 
 GREEDY = pg.Sampling(temperature=0)
@@ -137,7 +138,6 @@ def test_one_that_does_not_fit(nano: pg.Model) -> None:
 
 def test_cancelled(nano: pg.Model) -> None:
     with exact_session(nano, n_ctx=512, n_seq_max=2) as session:
-        never = pg.Sampling(temperature=0, logit_bias={0: 0.0})
 
         def cancel() -> None:
             time.sleep(0.3)
@@ -146,7 +146,7 @@ def test_cancelled(nano: pg.Model) -> None:
         thread = threading.Thread(target=cancel)
         thread.start()
         found = session.generate_batch(
-            [[5, 6], [7, 8], [9]] * 40, max_tokens=400, sampling=never, stop=[]
+            [[5, 6], [7, 8], [9]] * 40, max_tokens=400, sampling=endless(nano)
         )
         thread.join()
         reasons = [answer.finish_reason for answer in found]

@@ -175,3 +175,93 @@ def test_an_answer_that_crosses_the_line(model: pg.Model, tokens: npt.NDArray[np
     for i, token in enumerate(answers[0]):
         before = np.concatenate([prompt, np.array(answers[0][:i], np.int32)])
         assert int(np.argmax(at_once(model, before))) == token
+
+
+def test_a_fork_goes_on_by_itself(model: pg.Model, tokens: npt.NDArray[np.int32]) -> None:
+    """From before the line, at it and beyond it; the copy is made when it is needed."""
+    for n in (20, LINE - 1, LINE, LINE + 20):
+        with exact_session(model, n_ctx=256, n_seq_max=3) as session:
+            session.eval(tokens[:n])
+            session.eval(tokens[40:60], sequence=1)
+            session.fork(0, 1)
+            session.fork(1, 2)
+            session.truncate(n - 5)
+            ends = [tokens[200:203], tokens[100:104], tokens[150:151]]
+            starts = [tokens[: n - 5], tokens[:n], tokens[:n]]
+            for i in (2, 0, 1):
+                whole = np.concatenate([starts[i], ends[i]])
+                assert nrmse(session.eval(ends[i], sequence=i), at_once(model, whole)) <= BOUND
+                assert session.sequence_tokens(i).tolist() == whole.tolist()
+            session.fork(0, 0)
+            session.fork(2, 0)
+            session.reset(sequence=2)
+            session.fork(2, 1)
+            assert session.sequence_tokens(1).tolist() == []
+            whole = np.concatenate([starts[2], ends[2], tokens[9:10]])
+            assert nrmse(session.eval(tokens[9:10]), at_once(model, whole)) <= BOUND
+
+
+def test_a_sequence_is_cut(model: pg.Model, tokens: npt.NDArray[np.int32]) -> None:
+    with exact_session(model, n_ctx=256, n_seq_max=2) as session:
+        for sequence in (1, 0):
+            session.eval(tokens[:200], sequence=sequence)
+            for n in (300, 200, LINE + 1, LINE, 50, 1, 0):
+                session.truncate(n, sequence=sequence)
+                held = tokens[: min(n, 200)]
+                assert session.sequence_tokens(sequence).tolist() == held.tolist()
+                found = session.eval(tokens[250:252], sequence=sequence)
+                truth = at_once(model, np.concatenate([held, tokens[250:252]]))
+                assert nrmse(found, truth) <= BOUND, n
+                session.truncate(len(held), sequence=sequence)
+
+
+@pytest.mark.parametrize("places", [[3], [0, 5, 9], [9, 0, 5], [4, 4, 0, 4], [9], list(range(10))])
+def test_logits_after_some_of_the_tokens(
+    model: pg.Model, tokens: npt.NDArray[np.int32], places: list[int]
+) -> None:
+    with exact_session(model, n_ctx=256, n_batch=4) as session:
+        session.eval(tokens[:7])
+        rows = session.eval(tokens[7:17], logits="all")
+        for kind in (list, tuple, np.array, lambda p: np.array(p, np.uint8)):
+            session.truncate(7)
+            found = session.eval(tokens[7:17], logits=kind(places))
+            assert found.dtype == np.float32 and found.shape == (len(places), model.n_vocab)
+            assert nrmse(found, rows[places]) <= BOUND
+
+
+def test_no_logits_at_all(model: pg.Model, tokens: npt.NDArray[np.int32]) -> None:
+    for none in ([], np.zeros(0, np.int64), ()):
+        with exact_session(model) as session:
+            assert session.eval(tokens[:20], logits=none).shape == (0, model.n_vocab)
+            found = session.eval(tokens[20:21])
+            assert nrmse(found, at_once(model, tokens[:21])) <= BOUND
+
+
+@pytest.mark.parametrize("n", [2, 50, LINE, LINE + 30])
+def test_scores_are_log_softmax(model: pg.Model, tokens: npt.NDArray[np.int32], n: int) -> None:
+    with exact_session(model) as session:
+        logits = session.eval(tokens[:n], logits="all").astype(np.float64)
+        session.eval([5, 6])
+        score = session.score(tokens[:n])
+        assert session.tokens.tolist() == tokens[:n].tolist()
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    logprobs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    truth = logprobs[np.arange(n - 1), tokens[1:n]]
+    assert np.array_equal(score.tokens, tokens[:n]) and np.isnan(score.logprobs[0])
+    # Of logarithms around -6, in float32.
+    assert np.abs(score.logprobs[1:] - truth).max() <= 1e-4
+    assert abs(score.total - truth.sum()) <= 1e-4 * n
+    assert abs(score.perplexity / np.exp(-truth.mean()) - 1) <= 1e-4
+
+
+def test_scores_of_little(model: pg.Model) -> None:
+    with exact_session(model, n_ctx=32) as session:
+        score = session.score([5])
+        assert len(score.logprobs) == 1 and score.total == 0 and np.isnan(score.perplexity)
+        session.eval([6])
+        for tokens, error in (([], pg.InputError), ([5, 10**6], pg.InputError)):
+            with pytest.raises(error):
+                session.score(tokens)
+        with pytest.raises(pg.SessionError, match="33 tokens do not fit into n_ctx = 32"):
+            session.score([5] * 33)
+        assert session.eval([5]).shape == (model.n_vocab,)

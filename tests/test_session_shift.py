@@ -159,10 +159,8 @@ def test_what_fails_brings_back_what_has_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = without_factors(model_of_one_layer("llama", monkeypatch))
-    with (
-        pg.Model(made.write(tmp_path / "one.gguf")) as model,
-        session_of(model, n_seq_max=2) as session,
-    ):
+    path = made.write(tmp_path / "one.gguf")
+    with pg.Model(path) as model, session_of(model, n_seq_max=2) as session:
         a, b = text(60).tolist(), text(30, seed=8).tolist()
         session.eval(a)
         session.eval(b, sequence=1)

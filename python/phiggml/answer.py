@@ -178,7 +178,14 @@ class Answer:
                 f"generate: logits_processor gave {changed.dtype}{list(changed.shape)}: it must "
                 f"return the logits, float32[{len(logits)}]."
             )
-        return self._sampler.sample(np.ascontiguousarray(changed, np.float32))
+        with np.errstate(over="ignore"):
+            changed = np.ascontiguousarray(changed, np.float32)
+        if not np.isfinite(changed.max()):  # NaN where one of them is
+            raise InputError(
+                "generate: logits_processor gave logits that are not finite: -inf bans a token; "
+                "leave one at least, and none NaN or above float32's range."
+            )
+        return self._sampler.sample(changed)
 
     def _logprobs(self, row: int, token: int) -> TokenLogprobs | None:
         if self._settings.logprobs is None:
