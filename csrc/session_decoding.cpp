@@ -1,5 +1,6 @@
 // What a Session does with tokens and logits.
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <shared_mutex>
 
@@ -80,6 +81,24 @@ void Session::make_room(const Addition & addition) {
     }
 }
 
+namespace {
+
+// Upstream turns keys once more as it turned them first, which is not the same where it scales them, too.
+bool scales_rope(const llama_model * model) {
+    std::array<char, 128> value;
+    const auto find = [&](const std::string & key) {
+        return llama_model_meta_val_str(model, key.c_str(), value.data(), value.size()) >= 0;
+    };
+    if (!find("general.architecture")) {
+        return true;
+    }
+    const std::string prefix = std::string(value.data()) + ".rope.";
+    return find(prefix + "scaling.attn_factor") || find(prefix + "scaling.factor") || find(prefix + "scale_linear") ||
+           (find(prefix + "scaling.type") && std::string(value.data()) != "none");
+}
+
+}  // namespace
+
 // Whether positions in the cache can be changed. Upstream says yes and ends the process where layers have a sliding
 // window or keys are BF16, or quantized of some lengths of heads, and leaves learned positions as they were. A
 // recurrent state may be shared with the sequence that it was forked from, which would move along.
@@ -88,7 +107,7 @@ bool Session::turns_in_place() const {
     const llama_rope_type type = llama_model_rope_type(model);
     return rope_line_ == 0 && llama_model_n_swa(model) == 0 && !llama_model_is_recurrent(model) &&
            !llama_model_is_hybrid(model) && (type == LLAMA_ROPE_TYPE_NORM || type == LLAMA_ROPE_TYPE_NEOX) &&
-           (settings_.type_k == GGML_TYPE_F32 || settings_.type_k == GGML_TYPE_F16) &&
+           (settings_.type_k == GGML_TYPE_F32 || settings_.type_k == GGML_TYPE_F16) && !scales_rope(model) &&
            llama_memory_can_shift(llama_get_memory(context_.get()));
 }
 

@@ -126,7 +126,7 @@ def test_run_writes_the_answer_that_the_api_gives(nano_q4: Path, capsys: Out) ->
     text, speed = capsys.readouterr()
     assert text == answer.text + "\n"
     assert re.fullmatch(
-        r"\d+ tokens read at [\d.]+/s; 12 written at [\d.]+/s, the first after .*\n", speed
+        r"\d+ tokens read at [\d.]+/s; \d+ written at [\d.]+/s, the first .*\n", speed
     )
     assert phiggml(*line, "--json") == 0
     document = json.loads(capsys.readouterr().out)

@@ -19,7 +19,7 @@ GREEDY = pg.Sampling(temperature=0)
 N_CTX, N_SINKS = 64, 4
 # By the type of keys and values. Those that were turned twice, and rounded between, are not those
 # that were turned once; a token at the place before its own changes the logits by 0.01 and more.
-BOUNDS = {"F32": 1e-5, "F16": 2e-3, "Q8_0": 5e-3}
+BOUNDS = {"F32": 1e-4, "F16": 5e-3, "Q8_0": 5e-3}
 
 
 def model_of_one_layer(architecture: str, monkeypatch: pytest.MonkeyPatch) -> SmallModel:
@@ -105,7 +105,9 @@ def test_what_cannot_move_is_read_again(kind: str, tmp_path: Path) -> None:
             held = dropped(held, len(more), n_ctx) + more
             found = session.eval(more)
             assert session.tokens.tolist() == held
-            with pg.Session(model, n_ctx=512, type_k="F32", type_v="F32", swa_full=True) as whole:
+            with pg.Session(
+                model, n_ctx=512, type_k="F32", type_v="F32", flash_attn=False
+            ) as whole:
                 assert nrmse(found, whole.eval(held)) <= 1e-5, step
 
 
@@ -129,7 +131,7 @@ def test_sequences_that_were_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             session.fork(0, 1)
             for sequence, source in ((2, 1), (1, 0)):
                 found = session.eval([5], sequence=sequence)
-                truth = fresh(model, [*dropped(held[source], 1), 5], "F32")
+                truth = fresh(model, dropped(held[source], 1) + [5], "F32")
                 assert nrmse(found, truth) <= 1e-5
 
 
@@ -157,21 +159,46 @@ def test_what_fails_brings_back_what_has_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = without_factors(model_of_one_layer("llama", monkeypatch))
-    with (
-        pg.Model(made.write(tmp_path / "one.gguf")) as model,
-        session_of(model, n_seq_max=2) as session,
-    ):
-        a, b = text(60).tolist(), text(30, seed=8).tolist()
-        session.eval(a)
-        session.eval(b, sequence=1)
-        stream = session.stream(a, max_tokens=20, sampling=GREEDY)
-        for _ in range(5):
-            next(stream)
-        before = session.tokens.tolist()
-        session.cancel()
-        assert [chunk.finish_reason for chunk in stream] == ["cancelled"]
-        assert session.tokens.tolist() == before
-        for sequence, held in ((0, before), (1, b)):
-            found = session.eval([5], sequence=sequence)
-            truth = fresh(model, [*dropped(held, 1), 5], "F32")
-            assert nrmse(found, truth) <= 1e-5
+    with pg.Model(made.write(tmp_path / "one.gguf")) as model:
+        with session_of(model, n_seq_max=2) as session:
+            a, b = text(60).tolist(), text(30, seed=8).tolist()
+            session.eval(a)
+            session.eval(b, sequence=1)
+            stream = session.stream(a, max_tokens=20, sampling=GREEDY)
+            for _ in range(5):
+                next(stream)
+            before = session.tokens.tolist()
+            session.cancel()
+            assert [chunk.finish_reason for chunk in stream] == ["cancelled"]
+            assert session.tokens.tolist() == before
+            for sequence, held in ((0, before), (1, b)):
+                found = session.eval([5], sequence=sequence)
+                truth = fresh(model, [*dropped(held, 1), 5], "F32")
+                assert nrmse(found, truth) <= 1e-5
+
+
+SCALED: dict[str, dict[str, Any]] = {
+    "attn_factor": {".rope.scaling.attn_factor": np.float32(1.3)},
+    "yarn": {
+        ".rope.scaling.type": "yarn",
+        ".rope.scaling.factor": np.float32(4),
+        ".rope.scaling.original_context_length": np.uint32(32),
+    },
+    "linear": {".rope.scaling.type": "linear", ".rope.scaling.factor": np.float32(4)},
+}
+
+
+@pytest.mark.parametrize("scaling", SCALED)
+def test_keys_that_are_scaled_are_read_again(
+    scaling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What llama.cpp would scale once more is off by 0.03 and more."""
+    for architecture in ("llama", "phi3"):
+        made = without_factors(model_of_one_layer(architecture, monkeypatch))
+        made.metadata |= {made.key(key): value for key, value in SCALED[scaling].items()}
+        with pg.Model(made.write(tmp_path / "one.gguf")) as model, session_of(model) as session:
+            held = text(60).tolist()
+            session.eval(held)
+            found = session.eval([5] * 10)
+            truth = fresh(model, dropped(held, 10) + [5] * 10, "F32")
+            assert nrmse(found, truth) <= BOUNDS["F32"], architecture

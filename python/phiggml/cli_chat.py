@@ -39,6 +39,8 @@ def _chat(arguments: argparse.Namespace) -> int:
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     options = AnswerOptions.of(arguments)
     with ExitStack() as resources:
+        if interactive:
+            resources.enter_context(kept_history(history_file() if arguments.history else None))
         session = open_session(arguments, resources)
         conversation = Conversation(
             session,
@@ -48,7 +50,6 @@ def _chat(arguments: argparse.Namespace) -> int:
             interactive=interactive,
         )
         if interactive:
-            resources.enter_context(kept_history(history_file() if arguments.history else None))
             note(f"{arguments.model}, {session.n_ctx} tokens of context. /help tells the rest.")
         for message in typed_messages() if interactive else piped_messages():
             if not conversation.take(message):

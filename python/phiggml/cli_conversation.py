@@ -71,6 +71,12 @@ class Conversation:
         """Does what a message asks for; False when that is to leave."""
         try:
             return self._taken(message)
+        except KeyboardInterrupt:
+            if not self._interactive:
+                raise
+            say()
+            note("stopped")
+            return True
         except (pg.PhiggmlError, OSError) as error:
             if not self._interactive:
                 raise
@@ -110,7 +116,7 @@ class Conversation:
             self._answer(self._turns[: asked + 1])
 
     def _last_question(self) -> int | None:
-        asked = [i for i, turn in enumerate(self._turns) if turn["role"] != "assistant"]
+        asked = [i for i, turn in enumerate(self._turns) if turn["role"] in ("user", "tool")]
         return asked[-1] if asked else None
 
     def _tell_system(self, text: str) -> None:
@@ -144,7 +150,7 @@ class Conversation:
             note(f"{shown:<21}  {setting_text(shown, settings[shown])}")
 
     def _tell_tokens(self, _text: str) -> None:
-        n_used = self._n_tokens(self._turns) if self._turns else 0
+        n_used = self._n_tokens(self._messages(self._turns)) if self._turns else 0
         note(f"The conversation takes {n_used} of {self._session.n_ctx} tokens of context.")
 
     def _save(self, text: str) -> None:
@@ -167,9 +173,10 @@ class Conversation:
         messages = read_json(str(path))
         if not isinstance(messages, list) or not messages:
             raise pg.InputError(f"load: {path}: it is no list of messages, as /save writes it.")
-        self._session.model.chat_prompt(messages, tools=self._options.tools)
-        told = messages[0]["role"] == "system"
-        self._system = messages[0]["content"] if told else None
+        self._n_tokens(messages)
+        first = messages[0]
+        told = first["role"] == "system" and isinstance(first.get("content"), str)
+        self._system = first["content"] if told else None
         self._turns = messages[1:] if told else messages
         self._own_files.add(path.resolve())
         note(f"{len(self._turns)} messages are read. The conversation goes on.")
@@ -177,18 +184,13 @@ class Conversation:
     def _answer(self, turns: list[dict[str, Any]]) -> None:
         """Answers the last of these turns, and makes them what was said."""
         self._require_room(turns)
-        chunks = self._chunks(turns, self._options)
         written: list[pg.Chunk] = []
         try:
-            write_answer(chunks, written)
+            write_answer(self._chunks(turns, self._options), written)
         except KeyboardInterrupt:
-            if not self._interactive:
+            if not (self._interactive and written):
                 raise
-            if not written:
-                say()
             note("stopped")
-            if not written:
-                return
         self._turns = [*turns, _message(written)]
         if self._interactive and written[-1].timings is not None:
             note(speeds(written[-1]))
@@ -196,7 +198,7 @@ class Conversation:
                 note("The context is full: /undo or /reset makes room.")
 
     def _require_room(self, turns: list[dict[str, Any]]) -> None:
-        n_tokens, n_ctx = self._n_tokens(turns), self._session.n_ctx
+        n_tokens, n_ctx = self._n_tokens(self._messages(turns)), self._session.n_ctx
         if n_tokens >= n_ctx and not self._options.shifts:
             raise pg.SessionError(
                 f"chat: the conversation takes {n_tokens} tokens, and n_ctx = {n_ctx}: there is no "
@@ -204,18 +206,17 @@ class Conversation:
             )
 
     def _is_full(self, last: pg.Chunk) -> bool:
-        shifts = self._options.shifts
-        ended = last.finish_reason == "length" and last.timings is not None
-        if not ended or shifts or last.timings is None:
+        if last.timings is None or last.finish_reason != "length" or self._options.shifts:
             return False
         return last.timings.prompt_tokens + last.timings.tokens >= self._session.n_ctx
 
     def _chunks(self, turns: list[dict[str, Any]], options: AnswerOptions) -> Iterator[pg.Chunk]:
         """The answer to come; what it is asked for is checked by now."""
+        messages = self._messages(turns)
         return self._session.stream_chat(
-            self._messages(turns),
+            messages,
             tools=options.tools,
-            max_tokens=options.most_tokens(self._session, self._prompt(turns)),
+            max_tokens=options.most_tokens(self._session, self._prompt(messages)),
             sampling=options.sampling,
             stop=options.stop,
             grammar=options.grammar,
@@ -225,11 +226,11 @@ class Conversation:
     def _messages(self, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return turns if self._system is None else [_turn("system", self._system), *turns]
 
-    def _n_tokens(self, turns: list[dict[str, Any]]) -> int:
-        return len(self._session.model.tokenize(self._prompt(turns), parse_special=True))
+    def _n_tokens(self, messages: list[dict[str, Any]]) -> int:
+        return len(self._session.model.tokenize(self._prompt(messages), parse_special=True))
 
-    def _prompt(self, turns: list[dict[str, Any]]) -> str:
-        return self._session.model.chat_prompt(self._messages(turns), tools=self._options.tools)
+    def _prompt(self, messages: list[dict[str, Any]]) -> str:
+        return self._session.model.chat_prompt(messages, tools=self._options.tools)
 
 
 def _turn(role: str, content: str) -> dict[str, Any]:
@@ -244,9 +245,12 @@ def _message(written: list[pg.Chunk]) -> dict[str, Any]:
 
 
 def _path(text: str, command: str) -> Path:
-    if not text:
+    if not text or "\0" in text:
         raise pg.InputError(f"{command[1:]}: it needs a file: {command} talk.json")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(text)
 
 
 def _most_tokens(text: str) -> int | None:

@@ -37,14 +37,17 @@ def piped_messages() -> Iterator[str]:
     """What comes through stdin when nobody types.
 
     Raises:
-        InputError: the end comes before the quotes that close a message.
+        InputError: the end comes in the middle of a message.
     """
 
     def read(begun: bool) -> str:
         line = sys.stdin.readline()
         if not line:
             if begun:
-                raise pg.InputError(f"chat: the last message has no end: {_QUOTES} must close it.")
+                raise pg.InputError(
+                    f"chat: the last message has no end: after a backslash, or until {_QUOTES}, "
+                    "more must come."
+                )
             raise EOFError
         return line.rstrip("\n")
 
@@ -55,25 +58,36 @@ def piped_messages() -> Iterator[str]:
 
 def _message(read: Callable[[bool], str]) -> str:
     """One message: a line, those that a backslash joins, or what three quotes enclose."""
-    line = read(False)
-    quoted = re.fullmatch(rf"((?:/\w+ +)?){_QUOTES}(.*)", line)
+    lines = [read(False)]
+    quoted = re.fullmatch(rf"((?:/\w+ +)?){_QUOTES}(.*)", lines[0])
     if quoted is None:
-        while line.endswith("\\"):
-            line = f"{line[:-1]}\n{read(True)}"
-        return line
-    command, text = quoted.groups()
-    while not text.rstrip().endswith(_QUOTES):
-        text += f"\n{read(True)}"
-    text = text.rstrip().removesuffix(_QUOTES).strip("\n")
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            lines.append(read(True))
+        return "\n".join(lines)
+    command, lines[0] = quoted.groups()
+    while not lines[-1].rstrip().endswith(_QUOTES):
+        lines.append(read(True))
+    text = "\n".join(lines).rstrip().removesuffix(_QUOTES).strip("\n")
     # In quotes nothing is a command.
     return f"{command}{text}" if command or not text.startswith("/") else f" {text}"
 
 
 def history_file() -> Path:
-    """Where lines are kept, if that is asked for: in the folder for what programs remember."""
+    """Where lines are kept, if that is asked for: in the folder for what programs remember.
+
+    Raises:
+        InputError: there is no such folder.
+    """
     folder = Path(os.environ.get("XDG_STATE_HOME", ""))
-    base = folder if folder.is_absolute() else Path.home() / ".local" / "state"
-    return base / "phiggml" / "chat_history"
+    if not folder.is_absolute():
+        try:
+            folder = Path("~/.local/state").expanduser()
+        except RuntimeError:
+            raise pg.InputError(
+                "chat: --history: you have no home folder here. Set XDG_STATE_HOME."
+            ) from None
+    return folder / "phiggml" / "chat_history"
 
 
 @contextlib.contextmanager

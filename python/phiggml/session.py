@@ -66,7 +66,7 @@ class Session(AsyncSession, StoredSession):
         overflow: what to do with tokens that the context has no room for: "error" raises
             SessionError; "shift" drops the older half of the sequence but its first 4 tokens, as
             often as it takes, and goes on. What is left keeps what it knew of what has left; with
-            long rope, learned positions, a sliding window, a recurrent state or keys of another
+            scaled or learned positions, a sliding window, a recurrent state or keys of another
             type than F32 and F16, it is read again, without. A prompt longer than n_ctx is refused.
         threads: how many to use; None means all cores available to the process, and one for a
             model below 32 MiB, whose threads would wait for each other more than they compute.
