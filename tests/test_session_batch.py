@@ -131,7 +131,7 @@ def test_one_that_does_not_fit(nano: pg.Model) -> None:
         (found,) = session.generate_batch([[5, 6, 7]], max_tokens=4, sampling=GREEDY)
         assert (
             found.tokens
-            == alone(nano, texts([1])[:0] + [np.array([5, 6, 7], np.int32)], max_tokens=4)[0].tokens
+            == alone(nano, [*texts([1])[:0], np.array([5, 6, 7], np.int32)], max_tokens=4)[0].tokens
         )
 
 

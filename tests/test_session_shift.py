@@ -131,7 +131,7 @@ def test_sequences_that_were_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             session.fork(0, 1)
             for sequence, source in ((2, 1), (1, 0)):
                 found = session.eval([5], sequence=sequence)
-                truth = fresh(model, dropped(held[source], 1) + [5], "F32")
+                truth = fresh(model, [*dropped(held[source], 1), 5], "F32")
                 assert nrmse(found, truth) <= 1e-5
 
 
@@ -159,22 +159,24 @@ def test_what_fails_brings_back_what_has_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = without_factors(model_of_one_layer("llama", monkeypatch))
-    with pg.Model(made.write(tmp_path / "one.gguf")) as model:
-        with session_of(model, n_seq_max=2) as session:
-            a, b = text(60).tolist(), text(30, seed=8).tolist()
-            session.eval(a)
-            session.eval(b, sequence=1)
-            stream = session.stream(a, max_tokens=20, sampling=GREEDY)
-            for _ in range(5):
-                next(stream)
-            before = session.tokens.tolist()
-            session.cancel()
-            assert [chunk.finish_reason for chunk in stream] == ["cancelled"]
-            assert session.tokens.tolist() == before
-            for sequence, held in ((0, before), (1, b)):
-                found = session.eval([5], sequence=sequence)
-                truth = fresh(model, [*dropped(held, 1), 5], "F32")
-                assert nrmse(found, truth) <= 1e-5
+    with (
+        pg.Model(made.write(tmp_path / "one.gguf")) as model,
+        session_of(model, n_seq_max=2) as session,
+    ):
+        a, b = text(60).tolist(), text(30, seed=8).tolist()
+        session.eval(a)
+        session.eval(b, sequence=1)
+        stream = session.stream(a, max_tokens=20, sampling=GREEDY)
+        for _ in range(5):
+            next(stream)
+        before = session.tokens.tolist()
+        session.cancel()
+        assert [chunk.finish_reason for chunk in stream] == ["cancelled"]
+        assert session.tokens.tolist() == before
+        for sequence, held in ((0, before), (1, b)):
+            found = session.eval([5], sequence=sequence)
+            truth = fresh(model, [*dropped(held, 1), 5], "F32")
+            assert nrmse(found, truth) <= 1e-5
 
 
 SCALED: dict[str, dict[str, Any]] = {

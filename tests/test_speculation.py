@@ -225,9 +225,11 @@ def test_drafts_that_cannot_be_used(nano: pg.Model, nano_f16: Path, tmp_path: Pa
     with pytest.raises(pg.InputError):
         pg.Draft(nano, threads=-1)
     with pg.Session(nano, n_ctx=64) as session:
-        with pg.Draft(small_model("llama").write(tmp_path / "other.gguf")) as other:
-            with pytest.raises(pg.InputError, match="another vocabulary"):
-                session.stream("The dog", max_tokens=3, draft=other)
+        with (
+            pg.Draft(small_model("llama").write(tmp_path / "other.gguf")) as other,
+            pytest.raises(pg.InputError, match="another vocabulary"),
+        ):
+            session.stream("The dog", max_tokens=3, draft=other)
         with pytest.raises(pg.InputError, match="draft is"):
             session.stream("The dog", max_tokens=3, draft=nano)  # type: ignore[arg-type]
         closed = pg.Draft(nano)
