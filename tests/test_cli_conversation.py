@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -178,14 +179,20 @@ class _Typist:
         self.shown = ""
         self._seen = 0
 
-    def see(self, text: str) -> None:
-        """Waits until this is shown, after what was seen before."""
+    def see(self, text: str, *, after: str = "") -> None:
+        """Types, and waits until something is shown that was not seen before.
+
+        A key that Python's readline misses, while it turns to the terminal, is pressed again.
+        """
         assert self._process.stdout is not None
         end = time.monotonic() + 30
+        self.type(after)
         while (found := self.shown.find(text, self._seen)) < 0:
             assert time.monotonic() < end, self.shown
-            if select.select([self._process.stdout], [], [], 0.1)[0]:
+            if select.select([self._process.stdout], [], [], 1)[0]:
                 self.shown += os.read(self._process.stdout.fileno(), 4096).decode(errors="replace")
+            elif not after.isprintable() and len(after) == 1:
+                self.type(after)
         self._seen = found + len(text)
 
     def type(self, text: str) -> None:
@@ -193,13 +200,18 @@ class _Typist:
         self._process.stdin.write(text.encode())
         self._process.stdin.flush()
 
-    def left(self) -> int:
-        """Its exit code, once it has ended; one that stays is killed."""
-        try:
-            self._process.communicate(timeout=30)
-        finally:
-            self._process.kill()
-        return self._process.returncode
+    def left(self) -> int | None:
+        """Its exit code, once Ctrl-D is pressed; one that stays is killed."""
+        end = time.monotonic() + 30
+        while time.monotonic() < end and self._process.poll() is None:
+            with contextlib.suppress(BrokenPipeError):
+                self.type("\x04")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+        code = self._process.poll()
+        self._process.kill()
+        self._process.communicate()
+        return code
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no pty")
@@ -219,8 +231,6 @@ def test_at_a_terminal(nano_q4: Path) -> None:
     ):
         if typed != "\x03":
             typist.see("> ")
-        typist.type(typed)
-        typist.see(shown)
+        typist.see(shown, after=typed)
     assert " 0 of 4096" not in typist.shown  # what was said is kept
-    typist.type("\x04")
     assert typist.left() == 0

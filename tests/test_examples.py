@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jsonschema
@@ -17,21 +15,12 @@ import numpy as np
 import pytest
 
 import phiggml as pg
+from example_programs import FOLDER, example
 from small_models import small_model
 
-ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+ROOT = FOLDER.parent
+PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py"))
 GREEDY = pg.Sampling(temperature=0)
-
-
-def example(name: str) -> ModuleType:
-    """A program, as a module."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 def run(name: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ import pytest
 import phiggml as pg
 import phiggml.model
 import rpc_device
+from example_programs import example
 from small_models import N_LAYER as N_SMALL
 from small_models import small_model
 
@@ -357,3 +358,13 @@ def test_what_a_device_cannot_take_is_said(device: str, nano_f32: Path) -> None:
     # As if the device had no buffers of more than a megabyte.
     small = said(GGML_VK_FORCE_MAX_BUFFER_SIZE="1000000")
     assert small["room"].startswith("DeviceError load: a device has no room")
+
+
+def test_the_example_keeps_experts_on_the_cpu(device: str, tmp_path: Path) -> None:
+    path = str(small_model("phimoe").write(tmp_path / "moe.gguf"))
+    program = example("moe_experts_on_cpu")
+    plan = program.plan_experts_on_cpu(path, device, pg.SessionSettings(n_ctx=64))
+    with program.load_experts_on_cpu(path, device) as model:
+        assert dict(model.placement) == dict(plan)
+    for name, holder in plan.items():
+        assert holder == ("CPU" if "_exps." in name or name.startswith("token_embd") else device)

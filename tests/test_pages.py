@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import phiggml as pg
 import said_sentences as said
 from adapter_files import random_pairs, write_lora
-from phiggml import runtime
+from phiggml import cli, runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "python" / "phiggml"
@@ -200,6 +201,14 @@ def test_the_page_on_sessions_has_every_setting_of_sampling() -> None:
     assert tuple(each.replace("\\n", "\n") for each in breakers) == (
         pg.Sampling().dry_sequence_breakers
     )
+
+
+def test_the_command_line_knows_the_lines_of_the_page_on_sessions() -> None:
+    text = (ROOT / "docs" / "sessions.md").read_text("utf-8")
+    lines = re.findall(r"^\$ phiggml ([^<#\n]*)", text, re.MULTILINE)
+    assert len(lines) >= 6
+    for line in lines:
+        assert cli._parser().parse_args(shlex.split(line)).verb is not None
 
 
 # migrating ----------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ WARM_UP = 200
 
 SCRIPT = """
 import ctypes, gc, json, sys
+import phiggml as pg
 path = sys.argv[1]
 greedy = pg.Sampling(temperature=0)
 {setup}

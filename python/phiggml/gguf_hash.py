@@ -7,9 +7,9 @@ import os
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from phiggml.errors import InputError
 from phiggml.gguf import GGUFFile, GGUFMetadata
@@ -18,6 +18,9 @@ from phiggml.gguf_text import one_line
 from phiggml.gguf_writer_metadata import ALIGNMENT_KEY, PADDING_KEY, SPLIT_KEYS
 from phiggml.progress import Progress
 from phiggml.runtime import thread_count
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 __all__ = ["HASH_ALGORITHMS", "GGUFHash", "hash_gguf"]
 
@@ -124,6 +127,8 @@ def _data_hashes(
     progress: Callable[[Progress], object] | None,
 ) -> tuple[dict[str, str], str]:
     """Hashes of each tensor, taken on this thread, and of all, taken on another beside it."""
+    from concurrent.futures import ThreadPoolExecutor  # cannot be imported while Python ends
+
     found: dict[str, str] = {}
     whole = hashlib.new(algorithm, usedforsecurity=False)
     done, total = 0, sum(tensor.nbytes for tensor in file.tensors.values())

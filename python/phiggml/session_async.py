@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phiggml.answer import LogitsProcessor
 from phiggml.chat import Message
@@ -15,6 +14,9 @@ from phiggml.model import Tokens
 from phiggml.sampling import Sampling
 from phiggml.session_writing import DEFAULT_SAMPLING, WritingSession
 from phiggml.speculation import Draft, PromptLookup
+
+if TYPE_CHECKING:
+    import asyncio  # else by who runs an event loop: it takes time, and cannot be imported at exit
 
 __all__ = ["AsyncSession"]
 
@@ -118,6 +120,8 @@ class AsyncSession(WritingSession):
         return self._awaited(chunks)
 
     async def _awaited(self, chunks: Iterator[Chunk]) -> AsyncGenerator[Chunk, None]:
+        import asyncio
+
         loop = asyncio.get_running_loop()
         while True:
             step = loop.run_in_executor(None, next, chunks, None)
@@ -134,6 +138,8 @@ class AsyncSession(WritingSession):
 
 async def _ended(step: asyncio.Future[Any]) -> None:
     """Waits for a step whose result nobody wants, however often the task is cancelled again."""
+    import asyncio
+
     while not step.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait([step])
