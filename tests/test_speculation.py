@@ -250,3 +250,26 @@ def test_a_draft_is_kept_for_longer_contexts(nano: pg.Model, nano_q4: Path) -> N
             with pg.Session(nano, n_ctx=n_ctx) as session:
                 answer = session.generate("The dog", max_tokens=20, sampling=GREEDY, draft=draft)
                 assert answer.tokens
+
+
+def test_a_state_between_guesses(nano: pg.Model, tmp_path: Path) -> None:
+    """Saved, it has what the answer has come to; loaded, nothing is taken off it."""
+    prompt = nano.tokenize("The dog")
+    answer = both(nano, prompt, None)[1].tokens
+    oracle = Oracle(answer, len(prompt), frozenset())
+    with exact_session(nano) as session:
+        stream = session.stream(prompt, max_tokens=40, sampling=GREEDY, draft=oracle)
+        written = [next(stream).token for _ in range(4)]
+        held = session.tokens.tolist()
+        session.save(tmp_path / "state")
+        written += [chunk.token for chunk in stream if chunk.token is not None]
+        assert tuple(written) == answer
+        stream = session.stream(prompt, max_tokens=40, sampling=GREEDY, draft=oracle)
+        for _ in range(4):
+            next(stream)
+        session.load(tmp_path / "state")
+        assert session.tokens.tolist() == held
+        with pytest.raises(pg.SessionError, match="meanwhile"):
+            next(stream)
+        session.truncate(len(held))
+        assert session.tokens.tolist() == held

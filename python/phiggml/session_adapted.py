@@ -11,38 +11,13 @@ import numpy.typing as npt
 from phiggml import _core
 from phiggml.adapter import ControlVector, ScaledAdapter, control_rows, scaled_loras
 from phiggml.embedder import Pooling, Texts, embed_texts
-from phiggml.model import Model
+from phiggml.session_use import UsedSession
 
 __all__ = ["AdaptedSession"]
 
 
-class AdaptedSession:
+class AdaptedSession(UsedSession):
     """The part of Session that changes what its model computes, and embeds texts."""
-
-    _core: _core.session.Session
-    _model: Model
-    _use: int
-    _n_ahead: int
-
-    def _begin(self) -> int:
-        """The session is used for something: a stream that was not read to its end has ended.
-
-        Returns:
-            The number of this use.
-
-        Raises:
-            SessionError: the session is closed or used by another thread.
-        """
-        self._core.allow()
-        self._use += 1
-        self._hand_back()
-        return self._use
-
-    def _hand_back(self) -> None:
-        """Forgets the guesses in sequence 0 that the answer has not come to."""
-        n_ahead, self._n_ahead = self._n_ahead, 0
-        if n_ahead > 0:
-            self._core.truncate(len(self._core.tokens(0)) - n_ahead, 0)
 
     def set_lora(self, adapters: Sequence[ScaledAdapter]) -> None:
         """Uses LoRA adapters from now on, instead of those before.

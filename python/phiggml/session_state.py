@@ -51,6 +51,7 @@ from phiggml.errors import FormatError, InputError, SessionError, UnsupportedErr
 from phiggml.gguf_hash import metadata_hash
 from phiggml.gguf_text import escaped
 from phiggml.model import Model
+from phiggml.session_use import UsedSession
 
 __all__ = ["StoredSession", "checked_sequence"]
 
@@ -62,12 +63,8 @@ _PIECE_BYTES = 8 << 20
 _Bytes = npt.NDArray[np.uint8]
 
 
-class StoredSession:
+class StoredSession(UsedSession):
     """The part of Session that is saved to files and loaded from them."""
-
-    _core: _core.session.Session
-    _model: Model
-    _use: int
 
     def save(
         self, path: str | os.PathLike[str], *, sequence: int = 0, overwrite: bool = False
@@ -108,6 +105,7 @@ class StoredSession:
         require_writable_name(target, overwrite=overwrite)
         model = _fingerprint(self._model)
         self._core.allow()
+        self._hand_back()
         state = _core.session_state.SessionState(self._core, checked_sequence(sequence))
         with contextlib.closing(state), naming_target(str(target)):
             file = AtomicFile(target.parent, permissions=_permissions(target))
@@ -153,11 +151,10 @@ class StoredSession:
             file.check_digest()
             tokens = file.tokens(self._model.n_vocab)
             file.check_model(_fingerprint(self._model), tokens, self._core.n_ctx)
-            self._core.allow()
+            self._begin()
             state = _core.session_state.SessionState(self._core, number)
             with contextlib.closing(state):
                 n_evaluated = file.usable(state)
-                self._use += 1
                 state.begin(tokens, n_evaluated, bool(file.header.flags & _BEYOND_LINE))
                 for offset, numbers in file.numbers(state.segments):
                     state.write(offset, numbers)

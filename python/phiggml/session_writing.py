@@ -366,7 +366,7 @@ class WritingSession(AdaptedSession):
                     return
                 yield chunk
                 self._require_no_other_use(use)
-                if self._core.cancelled:
+                if self._core.cancelled or self._n_ahead == 0:  # handed back meanwhile
                     return
                 self._n_ahead -= 1
         finally:
@@ -428,10 +428,3 @@ class WritingSession(AdaptedSession):
                 f"{self._core.n_ctx}. Make a session with a larger n_ctx."
             )
         return ids
-
-    def _require_no_other_use(self, use: int) -> None:
-        if self._use != use:
-            raise SessionError(
-                "stream: the session was used for something else meanwhile. Read a stream to its "
-                "end first, or make a second Session."
-            )
