@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import struct
 from collections.abc import Callable
@@ -14,7 +15,6 @@ import pytest
 
 import gguf_bytes as gb
 import phiggml as pg
-from phiggml import gguf_hash
 from phiggml.gguf_hash import HASH_ALGORITHMS
 from phiggml.gguf_manifest import check_manifest, manifest_algorithm, read_manifest
 from phiggml.progress import Progress
@@ -331,7 +331,7 @@ def test_few_pieces_wait_for_the_other_thread(
     tensors = [gb.tensor(f"t{i}", (8,), gb.F32, offset=32 * i) for i in range(30)]
     data = bytes(range(240)) * 4
     path = written(tmp_path / "x.gguf", gb.gguf([], tensors, data))
-    monkeypatch.setattr(gguf_hash, "ThreadPoolExecutor", _LazyExecutor)
+    monkeypatch.setattr(concurrent.futures, "ThreadPoolExecutor", _LazyExecutor)
     assert pg.hash_gguf(path, threads=2).data == hashlib.sha256(data).hexdigest()
     assert 1 < _LazyExecutor.most <= 5
     assert _LazyExecutor.waiting == 0
