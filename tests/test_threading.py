@@ -65,6 +65,10 @@ VERBS: dict[str, Callable[[pg.Session], object]] = {
     "generate": lambda s: s.generate([5, 6], max_tokens=2, sampling=GREEDY),
     "stream": lambda s: list(s.stream([5, 6], max_tokens=2, sampling=GREEDY)),
     "chat": lambda s: s.chat([{"role": "user", "content": "Hi"}], max_tokens=2),
+    "generate_batch": lambda s: s.generate_batch([[5], [6]], max_tokens=2, sampling=GREEDY),
+    "score": lambda s: s.score([5, 6]),
+    "fork": lambda s: s.fork(0, 0),
+    "truncate": lambda s: s.truncate(0),
 }
 
 
