@@ -182,5 +182,5 @@ def test_ten_thousand_tokens(nano_f16: Path, logprobs: int) -> None:
 
 def test_a_leak_is_seen(nano_f16: Path) -> None:
     leak = Work("kept.append(bytearray(8192))", setup="kept = []")
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=r"^\[\[\d+, \d+\], \[\d+, \d+\]\]"):
         check(leak, nano_f16)
