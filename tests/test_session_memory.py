@@ -14,7 +14,8 @@ import platform
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -64,8 +65,7 @@ class Work:
     warm_up: int = WARM_UP
     rounds: int = 200
     looks: int = 10
-    # malloc does not trim what threads have of their own.
-    arenas: int | None = None
+    malloc: Mapping[str, str] = field(default_factory=dict)
 
 
 LOADS = Work(
@@ -81,7 +81,9 @@ READ = Work(
         model.tokenize("What is GGUF?")
     """,
     setup="",
-    arenas=1,
+    # Blocks of a model's size go back at once, as those of more than 32 MB always do; and malloc
+    # does not trim what threads have of their own.
+    malloc={"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_ARENA_MAX": "1"},
 )
 SESSIONS = Work(
     """
@@ -150,10 +152,9 @@ def check(work: Work, model: Path) -> None:
         rounds=work.rounds,
         looks=work.looks,
     )
-    environment = {} if work.arenas is None else {"MALLOC_ARENA_MAX": str(work.arenas)}
     done = subprocess.run(
         [sys.executable, "-c", script, str(model)],
-        env={**os.environ, **environment}, capture_output=True, text=True, timeout=600,
+        env={**os.environ, **work.malloc}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     (resident, own), (resident_after, own_after) = json.loads(done.stdout)
