@@ -264,14 +264,13 @@ def test_a_session_that_loads_its_model_plans_for_itself(
     device: str, nano_f32: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = []
-    found = phiggml.model.planned
+    found = phiggml.model.settled
 
-    def watched(*arguments: Any) -> Any:
-        trial = found(*arguments)
-        planned.append(trial.session.n_ctx)
-        return trial
+    def watched(file: Any, asked: Any, session: Any) -> Any:
+        planned.append(session.n_ctx)
+        return found(file, asked, session)
 
-    monkeypatch.setattr(phiggml.model, "planned", watched)
+    monkeypatch.setattr(phiggml.model, "settled", watched)
     pg.Session(nano_f32, n_ctx=777).close()
     assert planned == [777]
 
