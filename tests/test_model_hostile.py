@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import pytest
 
 import hostile_loads
 import phiggml as pg
+from hostile_endings import endings_of
 
 Change = Callable[[str, npt.NDArray[np.float32]], npt.NDArray[Any]]
 
@@ -191,16 +191,10 @@ def test_numbers_of_layers_that_upstream_asserts(
 @pytest.fixture(scope="module")
 def endings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """How each case ended in one process that loaded all of them, and ended by itself."""
-    result = subprocess.run(
-        [sys.executable, hostile_loads.__file__, str(tmp_path_factory.mktemp("loads"))],
-        capture_output=True,
-        timeout=240,
-        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+    return dict(
+        line.split("\t")
+        for line in endings_of(hostile_loads.__file__, tmp_path_factory.mktemp("loads"))
     )
-    lines = result.stdout.decode(errors="replace").splitlines()
-    assert result.returncode == 0, f"ended by {result.returncode} after {lines[-1:]}"
-    assert lines[-1] == "all done" and result.stderr == b""
-    return dict(line.split("\t") for line in lines[:-1])
 
 
 @pytest.mark.parametrize("name", list(hostile_loads.CASES))
