@@ -3,6 +3,7 @@ all of them in one process and prints how each ended: `python hostile_calls.py M
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sys
 from collections.abc import Callable
@@ -10,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
+import hostile_texts
 import phiggml as pg
+from hostile_texts import HELLO, INPUT, Call, Case
 
-Call = Callable[[pg.Model, pg.Session], object]
-Case = tuple[Call, tuple[type[BaseException], ...]]
-
-INPUT = (pg.InputError,)
 SESSION = (pg.SessionError,)
 
 
@@ -112,6 +111,27 @@ def _evaluated(tokens: Any, **settings: Any) -> Call:
     return call
 
 
+def _close_inside(name: str) -> Call:
+    """Between two pieces of what an event loop reads, or of a chat."""
+
+    def call(model: pg.Model, _session: pg.Session) -> None:
+        session = pg.Session(model, n_ctx=64)
+        if name == "stream_chat":
+            chunks = session.stream_chat(HELLO)
+            next(chunks)
+            session.close()
+            list(chunks)
+        asyncio.run(_read_and_close(session))
+
+    return call
+
+
+async def _read_and_close(session: pg.Session) -> None:
+    chunks = session.astream("The dog", max_tokens=20)
+    async for _ in chunks:
+        session.close()
+
+
 def _made_of(model: Any) -> Call:
     return lambda _model, _session: pg.Session(model, n_ctx=64).close()
 
@@ -145,6 +165,14 @@ CASES: dict[str, Case] = {
         f"n_ctx={value!r}": (_context(n_ctx=value), INPUT)
         for value in (0, -1, 2**31, 2**62, True, "many", 1.5)
     },
+    **{
+        f"n_ctx={value!r}": (_context(n_ctx=value), INPUT)
+        for value in (np.int64(0), np.int32(-1), np.int64(2**31), np.bool_(True), np.array([64]))
+    },
+    **{
+        f"n_ctx={value!r}": (_context(n_ctx=value), INPUT)
+        for value in (np.float64(64), np.float32(1.5), math.nan, False, "64", 10**30)
+    },
     "n_ctx=2^30": (_context(n_ctx=2**30), SESSION),
     "n_ctx=2^26": (_context(n_ctx=2**26), SESSION),
     **{
@@ -170,6 +198,15 @@ CASES: dict[str, Case] = {
     **{
         f"temperature={value!r}": (_sampled(temperature=value), INPUT)
         for value in (math.nan, math.inf, -1, -math.inf, "hot", None, True)
+    },
+    **{
+        f"temperature={value!r}": (_sampled(temperature=value), INPUT)
+        for value in (np.float64("nan"), np.float32("nan"), np.float16("inf"), np.bool_(True))
+    },
+    **{
+        f"{name}={value!r:.20}": (_sampled(**{name: value}), INPUT)
+        for name in ("repeat_penalty", "frequency_penalty", "presence_penalty", "dry_multiplier")
+        for value in (-3e38, 1e39, 10**400, np.float64("nan"), np.float32("nan"))
     },
     **{f"top_k={value!r}": (_sampled(top_k=value), INPUT) for value in (-1, 2**31, 1.5, None)},
     **{f"top_p={value!r}": (_sampled(top_p=value), INPUT) for value in (0, -1, 1.5, math.nan)},
@@ -202,6 +239,7 @@ CASES: dict[str, Case] = {
     "no prompt tokens": (_generated([]), INPUT),
     "prompt is None": (_generated(None), INPUT),
     "prompt with lone surrogates": (_generated("\ud800 dog"), INPUT),
+    **hostile_texts.CASES,
     "prompt longer than the context": (_generated([5] * 1000), SESSION),
     "prompt of 10 MB": (_generated("dog " * 2_500_000), SESSION),
     **{
@@ -314,6 +352,8 @@ CASES: dict[str, Case] = {
         for name, verb in MODEL_VERBS.items()
     },
     "close during a stream": (_mid_stream(pg.Session.close), SESSION),
+    "close during a stream of a chat": (_close_inside("stream_chat"), SESSION),
+    "close during a stream in an event loop": (_close_inside("astream"), SESSION),
     "reset during a stream": (_mid_stream(lambda s: s.reset()), SESSION),
     "eval during a stream": (_mid_stream(lambda s: s.eval([5])), SESSION),
     "another stream during a stream": (
@@ -375,6 +415,7 @@ CASES: dict[str, Case] = {
     "huge temperature": (_sampled(temperature=1e30), ()),
     "large penalties": (_sampled(repeat_penalty=100, frequency_penalty=-100), ()),
     "uint64 tokens": (_evaluated(np.array([5, 6], np.uint64)), ()),
+    "largest DRY": (_sampled(dry_multiplier=3.4e38, dry_base=3.4e38), ()),
     "strided tokens": (_evaluated(np.arange(20)[::-2]), ()),
 }
 
@@ -385,7 +426,8 @@ def ending(case: Case, model: pg.Model, session: pg.Session) -> str:
     try:
         call(model, session)
     except expected as error:
-        return "ok" if len(str(error)) > 10 else f"says only {str(error)!r}"
+        told = str(error).encode(errors="replace").decode()
+        return "ok" if len(told) > 10 and told == str(error) else f"says {told!r}"
     except Exception as error:  # noqa: BLE001 - whatever comes is the finding
         return f"raised {type(error).__name__}: {error}"
     return "ok" if not expected else "raised nothing"

@@ -152,14 +152,20 @@ def _guarded(work: Callable[[], _Made]) -> _Made:
     try:
         return work()
     except RefusalError as refusal:
-        raise InputError(f"chat: the model's template refuses these messages: {refusal}") from None
+        reason = _printable(refusal)
+        raise InputError(f"chat: the model's template refuses these messages: {reason}") from None
     except LimitError as limit:
         fault = str(limit)
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as failure:
-        fault = f"fails: {str(failure)[:_MOST_FAILURE]}"
+        fault = f"fails: {_printable(failure)[:_MOST_FAILURE]}"
     except _OTHER_FAILURES as failure:
         fault = f"fails: {type(failure).__name__}"
     raise FormatError(f"chat: the model's template {fault}. Pass a template of your own.")
+
+
+def _printable(failure: Exception) -> str:
+    """Its words, which may quote a text with lone surrogates, as UTF-8 can hold them."""
+    return str(failure).encode(errors="backslashreplace").decode()
 
 
 def _checked_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

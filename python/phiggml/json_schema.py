@@ -49,7 +49,11 @@ def json_schema_to_gbnf(schema: Mapping[str, Any] | str | bool) -> str:
         UnsupportedError: a keyword of it would not be heeded.
     """
     plain = _PlainSchema(_read(schema)).written()
-    return _core.grammar.json_schema_to_gbnf(_dumped(plain).encode())
+    try:
+        text = json.dumps(plain, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise wrong("#", "a text holds lone surrogates, which are no characters") from None
+    return _core.grammar.json_schema_to_gbnf(text)
 
 
 def _read(schema: Mapping[str, Any] | str | bool) -> Any:

@@ -378,6 +378,12 @@ def _block_bytes(type_id: int) -> int:
 def _checked_path(path: str | os.PathLike[str], operation: str) -> Path:
     if not isinstance(path, str | os.PathLike) or "\0" in str(path):
         raise InputError(f"{operation}: {path!r}: a path is text without NUL, or os.PathLike.")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{operation}: {str(path)!r}: a path cannot hold this: {error}."
+        ) from error
     return Path(path)
 
 
