@@ -123,7 +123,7 @@ async def _request(scope: Event, receive: Receive) -> dict[str, Any]:
             break
     try:
         request = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RefusedError(400, f"The request is no JSON: {error}.") from None
     if not isinstance(request, dict):
         raise RefusedError(400, "The request is no JSON object.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,10 +30,10 @@ def test_tables(nano_q4: Path, capsys: Out) -> None:
 
 def test_json_is_the_plan(nano_q4: Path, capsys: Out) -> None:
     settings = ("--n-ctx", "300", "--n-seq-max", "2", "--type-k", "q8_0", "--n-batch", "32")
-    assert phiggml("plan", nano_q4, *settings, "--no-offload-kv", "--json") == 0
+    assert phiggml("plan", nano_q4, *settings, "--no-offload-kv", "--no-swa-full", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     session = pg.SessionSettings(
-        n_ctx=300, n_seq_max=2, type_k="q8_0", n_batch=32, offload_kv=False
+        n_ctx=300, n_seq_max=2, type_k="q8_0", n_batch=32, offload_kv=False, swa_full=False
     )
     assert document == pg.plan_placement(nano_q4, session=session).document()
     assert document["session"]["n_ctx"] == 300 and document["fits"] is True
@@ -62,6 +63,9 @@ def test_overrides_end_with_the_device(nano_q4: Path, capsys: Out) -> None:
         (("--device", "CUDA7"), 6),
         (("--tensor-override", "ffn"), 2),
         (("--n-gpu-layers", "most"), 2),
+        (("--tensor-split", "a"), 2),
+        (("--tensor-split", "3,-1"), 3),
+        (("--split-mode", "rows"), 2),
         (("--n-ctx", "0"), 3),
         (("--type-k", "Q4_K"), 3),
     ],
@@ -78,3 +82,20 @@ def test_what_is_refused(nano_q4: Path, arguments: tuple[str, ...], code: int, c
 def test_a_file_that_is_none(tmp_path: Path, capsys: Out) -> None:
     assert phiggml("plan", tmp_path / "none.gguf") == 8
     assert complaint(capsys)
+
+
+def test_shares_reach_the_plan(nano_q4: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    planned = pg.plan_placement
+
+    def watched(path: str, *, tensor_split: Any, split_mode: Any, **settings: Any) -> Any:
+        asked.append({"tensor_split": tensor_split, "split_mode": split_mode})
+        return planned(path, **settings)
+
+    monkeypatch.setattr(pg, "plan_placement", watched)
+    assert phiggml("plan", nano_q4, "--tensor-split", "3,1.5", "--split-mode", "row") == 0
+    assert phiggml("plan", nano_q4) == 0
+    assert asked == [
+        {"tensor_split": [3, 1.5], "split_mode": "row"},
+        {"tensor_split": None, "split_mode": "layer"},
+    ]

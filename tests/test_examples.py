@@ -135,6 +135,7 @@ def test_the_handler_refuses_in_a_sentence(application: Any) -> None:
         405: [Client(b"", method="GET")],
         400: [
             Client(b"{"),
+            Client(b"[" * 100_000),
             Client(b"[]"),
             Client(b'{"messages": 7}'),
             Client(request("Hi", max_tokens=0)),

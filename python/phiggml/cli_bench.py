@@ -9,7 +9,11 @@ from typing import Any
 
 import phiggml as pg
 from phiggml import _core
-from phiggml.cli_session import FLASH_ATTENTION, layers_on_gpus
+from phiggml.cli_session import (
+    FLASH_ATTENTION,
+    add_evaluation_arguments,
+    add_layers_argument,
+)
 from phiggml.cli_terminal import ProgressBar, flush, say, say_json, size
 from phiggml.gguf_text import one_line
 
@@ -31,17 +35,8 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         metavar="N,...",
         help="every test with each of these; default: all cores; one for a small model",
     )
-    add(
-        "--n-gpu-layers",
-        type=layers_on_gpus,
-        default="auto",
-        metavar="N",
-        help="layers to hold on GPUs: a number, all, or auto: as many as fit (default %(default)s)",
-    )
-    add("--type-k", default="F16", metavar="TYPE", help="of the KV cache (default %(default)s)")
-    add("--type-v", default="F16", metavar="TYPE", help="of the KV cache (default %(default)s)")
-    add("--flash-attn", choices=FLASH_ATTENTION, default="auto", help="(default %(default)s)")
-    add("--n-batch", type=int, default=512, metavar="N", help="tokens at once (default 512)")
+    add_layers_argument(parser)
+    add_evaluation_arguments(parser)
     add("-r", "--repetitions", type=int, default=5, metavar="N", help="of each test (default 5)")
     add("--seed", type=int, default=0, metavar="S", help="of the tokens, which are random")
     add("--json", action="store_true", help="everything as JSON, at the end")

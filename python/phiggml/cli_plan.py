@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 
 import phiggml as pg
-from phiggml.cli_session import FLASH_ATTENTION, add_cache_arguments, add_placement_arguments
+from phiggml.cli_session import (
+    add_cache_arguments,
+    add_placement_arguments,
+    placement_of,
+    session_settings,
+)
 from phiggml.cli_terminal import say, say_json
 
 __all__ = ["add_plan"]
@@ -32,19 +37,8 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     plan = pg.plan_placement(
         arguments.model,
-        n_gpu_layers=arguments.n_gpu_layers,
-        devices=arguments.device,
-        tensor_overrides=arguments.tensor_override,
-        memory=dict(arguments.memory),
-        session=pg.SessionSettings(
-            n_ctx=arguments.n_ctx,
-            n_batch=arguments.n_batch,
-            n_seq_max=arguments.n_seq_max,
-            type_k=arguments.type_k,
-            type_v=arguments.type_v,
-            flash_attn=FLASH_ATTENTION[arguments.flash_attn],
-            offload_kv=arguments.offload_kv,
-        ),
+        **placement_of(arguments),
+        session=session_settings(arguments, n_seq_max=arguments.n_seq_max),
     )
     if arguments.json:
         say_json(plan.document())

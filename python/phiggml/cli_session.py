@@ -15,10 +15,13 @@ from phiggml.placement_settings import DEFAULT_CONTEXT
 __all__ = [
     "FLASH_ATTENTION",
     "add_cache_arguments",
+    "add_evaluation_arguments",
+    "add_layers_argument",
     "add_placement_arguments",
     "add_session_arguments",
-    "layers_on_gpus",
     "open_session",
+    "placement_of",
+    "session_settings",
 ]
 
 _DEFAULT = pg.SessionSettings()
@@ -26,16 +29,21 @@ FLASH_ATTENTION: dict[str, Any] = {"auto": "auto", "on": True, "off": False}
 """What --flash-attn takes, and what it is called in Python."""
 
 
-def add_placement_arguments(group: argparse._ActionsContainer) -> None:
-    """Declares what goes where: the arguments of `Model`."""
-    add = group.add_argument
-    add(
+def add_layers_argument(group: argparse._ActionsContainer) -> None:
+    """Declares how much of a model goes to GPUs."""
+    group.add_argument(
         "--n-gpu-layers",
-        type=layers_on_gpus,
+        type=_layers_on_gpus,
         default="auto",
         metavar="N",
         help="layers to hold on GPUs: a number, all, or auto: as many as fit (default %(default)s)",
     )
+
+
+def add_placement_arguments(group: argparse._ActionsContainer) -> None:
+    """Declares what goes where: the arguments of `Model`."""
+    add_layers_argument(group)
+    add = group.add_argument
     add("--device", action="append", metavar="NAME", help="use this device; default: all GPUs")
     add(
         "--memory",
@@ -54,17 +62,36 @@ def add_placement_arguments(group: argparse._ActionsContainer) -> None:
         metavar="REGEX=NAME",
         help="put tensors on a device: ffn_.*_exps=CPU keeps experts on the CPU",
     )
-
-
-def add_cache_arguments(group: argparse._ActionsContainer) -> None:
-    """Declares what decides on a context's memory: the arguments of `SessionSettings`."""
-    add = group.add_argument
     add(
-        "--n-ctx",
-        type=int,
-        metavar="N",
-        help=f"tokens of context (default: the model's own, at most {DEFAULT_CONTEXT})",
+        "--tensor-split",
+        type=_shares,
+        metavar="X,...",
+        help="shares of several devices, such as 3,1; default: in proportion to what they have",
     )
+    add(
+        "--split-mode",
+        choices=("none", "layer", "row"),
+        default="layer",
+        help="how several devices share the model: not, by layers, or each weight by rows "
+        "(default %(default)s)",
+    )
+
+
+def placement_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `Model` and of `plan_placement` that say what goes where."""
+    return {
+        "n_gpu_layers": arguments.n_gpu_layers,
+        "devices": arguments.device,
+        "tensor_split": arguments.tensor_split,
+        "split_mode": arguments.split_mode,
+        "tensor_overrides": arguments.tensor_override,
+        "memory": dict(arguments.memory),
+    }
+
+
+def add_evaluation_arguments(group: argparse._ActionsContainer) -> None:
+    """Declares how tokens are evaluated, and of what types the cache is."""
+    add = group.add_argument
     add(
         "--n-batch",
         type=int,
@@ -80,11 +107,43 @@ def add_cache_arguments(group: argparse._ActionsContainer) -> None:
             help=f"type of the {name.upper()} cache (default %(default)s)",
         )
     add("--flash-attn", choices=FLASH_ATTENTION, default="auto", help="(default %(default)s)")
+
+
+def add_cache_arguments(group: argparse._ActionsContainer) -> None:
+    """Declares what decides on a context's memory: the arguments of `SessionSettings`."""
+    add = group.add_argument
+    add(
+        "--n-ctx",
+        type=int,
+        metavar="N",
+        help=f"tokens of context (default: the model's own, at most {DEFAULT_CONTEXT})",
+    )
+    add_evaluation_arguments(group)
     add(
         "--offload-kv",
         action=argparse.BooleanOptionalAction,
         default=_DEFAULT.offload_kv,
         help="keep the KV cache with its layers (the default), or all of it on the CPU",
+    )
+    add(
+        "--swa-full",
+        action=argparse.BooleanOptionalAction,
+        default=_DEFAULT.swa_full,
+        help="keep all tokens in layers with a sliding window (the default), or fewer",
+    )
+
+
+def session_settings(arguments: argparse.Namespace, *, n_seq_max: int = 1) -> pg.SessionSettings:
+    """What decides on a context's memory."""
+    return pg.SessionSettings(
+        n_ctx=arguments.n_ctx,
+        n_batch=arguments.n_batch,
+        n_seq_max=n_seq_max,
+        type_k=arguments.type_k,
+        type_v=arguments.type_v,
+        flash_attn=FLASH_ATTENTION[arguments.flash_attn],
+        offload_kv=arguments.offload_kv,
+        swa_full=arguments.swa_full,
     )
 
 
@@ -98,12 +157,6 @@ def add_session_arguments(parser: argparse.ArgumentParser) -> None:
     )
     context = parser.add_argument_group("the context")
     add_cache_arguments(context)
-    context.add_argument(
-        "--swa-full",
-        action=argparse.BooleanOptionalAction,
-        default=_DEFAULT.swa_full,
-        help="keep all tokens in layers with a sliding window (the default), or fewer",
-    )
     context.add_argument(
         "--overflow",
         choices=("error", "shift"),
@@ -135,15 +188,7 @@ def _add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_session(arguments: argparse.Namespace, resources: ExitStack) -> pg.Session:
     """Loads the model, with a bar, and makes a session; `resources` closes both."""
-    settings = pg.SessionSettings(
-        n_ctx=arguments.n_ctx,
-        n_batch=arguments.n_batch,
-        type_k=arguments.type_k,
-        type_v=arguments.type_v,
-        flash_attn=FLASH_ATTENTION[arguments.flash_attn],
-        offload_kv=arguments.offload_kv,
-        swa_full=arguments.swa_full,
-    )
+    settings = session_settings(arguments)
     # What is wrong with a small file is said before a large one is loaded.
     vectors = [scale * pg.ControlVector(path) for path, scale in arguments.control_vector]
     for path, _ in arguments.lora:
@@ -152,10 +197,7 @@ def open_session(arguments: argparse.Namespace, resources: ExitStack) -> pg.Sess
         model = resources.enter_context(
             pg.Model(
                 arguments.model,
-                n_gpu_layers=arguments.n_gpu_layers,
-                devices=arguments.device,
-                tensor_overrides=arguments.tensor_override,
-                memory=dict(arguments.memory),
+                **placement_of(arguments),
                 session=settings,
                 progress=bar,
             )
@@ -179,7 +221,7 @@ def open_session(arguments: argparse.Namespace, resources: ExitStack) -> pg.Sess
     return session
 
 
-def layers_on_gpus(text: str) -> int | str:
+def _layers_on_gpus(text: str) -> int | str:
     """What --n-gpu-layers takes."""
     if text in ("auto", "all"):
         return text
@@ -210,3 +252,10 @@ def _scaled_file(text: str) -> tuple[str, float]:
         return (path, float(scale)) if path else (text, 1.0)
     except ValueError:
         return text, 1.0
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(share) for share in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of shares such as 3,1") from None
