@@ -16,4 +16,5 @@ PYBIND11_MODULE(_core, m) {
     phiggml::register_adapter(m);
     phiggml::register_embedder(m);
     phiggml::register_placement(m);
+    phiggml::register_text_stream(m);
 }

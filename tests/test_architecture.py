@@ -28,7 +28,7 @@ FLOORS = [
     {"speculation"},
     {"model", "adapter", "embedder", "placement"},
     {"quant", "gguf", "recipe", "comparison", "chat", "completion", "sampling", "embedding"},
-    {"grammar"},
+    {"grammar", "text_stream"},
     {"json_schema"},
     {"runtime"},
     {"plugin", "cores"},

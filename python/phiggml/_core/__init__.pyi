@@ -11,3 +11,4 @@ from phiggml._core import runtime as runtime
 from phiggml._core import sampling as sampling
 from phiggml._core import session as session
 from phiggml._core import session_state as session_state
+from phiggml._core import text_stream as text_stream
