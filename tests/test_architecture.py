@@ -25,7 +25,7 @@ FLOORS = [
     {"imatrix", "speed"},
     {"session"},
     {"answer"},
-    {"speculation"},
+    {"speculation", "prompt_lookup"},
     {"model", "adapter", "embedder", "placement"},
     {"quant", "gguf", "recipe", "comparison", "chat", "completion", "sampling", "embedding"},
     {"grammar", "text_stream"},

@@ -14,8 +14,9 @@ from phiggml.completion import Chunk, FinishReason, Timer, TokenLogprobs
 from phiggml.errors import InputError
 from phiggml.grammar import Grammar, chosen_grammar
 from phiggml.model import Model
+from phiggml.prompt_lookup import PromptLookup
 from phiggml.sampling import Sampling
-from phiggml.speculation import Draft, PromptLookup
+from phiggml.speculation import Draft
 from phiggml.text_stream import text_stream
 
 __all__ = ["Answer", "AnswerSettings", "LogitsProcessor"]
