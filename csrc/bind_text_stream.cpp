@@ -6,8 +6,8 @@ namespace phiggml {
 void register_text_stream(py::module_ & m) {
     py::module_ sub = m.def_submodule("text_stream", "Text from the bytes of tokens.");
     py::class_<TextStream>(sub, "TextStream")
-        .def(py::init([](const std::vector<std::string> & stops, bool strip_space) {
-                 return call_released([&] { return std::make_unique<TextStream>(stops, strip_space); });
+        .def(py::init([](std::vector<std::string> stops, bool strip_space) {
+                 return call_released([&] { return std::make_unique<TextStream>(std::move(stops), strip_space); });
              }),
              py::arg("stops"), py::arg("strip_space"))
         .def("add", &TextStream::add, py::arg("data"))

@@ -12,6 +12,20 @@ namespace {
 constexpr std::size_t most_stop_bytes = std::size_t{1} << 24;
 constexpr std::string_view replacement = "\xEF\xBF\xBD";
 
+void require_usable(const std::vector<std::string> & stops) {
+    std::size_t n_bytes = 0;
+    for (const std::string & stop : stops) {
+        if (stop.empty()) {
+            throw Error(ErrorKind::input, "stop: one of the texts is empty. Leave it out.");
+        }
+        n_bytes += stop.size();
+    }
+    if (n_bytes > most_stop_bytes) {
+        throw Error(ErrorKind::input, "stop: the texts have " + std::to_string(n_bytes) + " bytes together: " +
+                                          std::to_string(most_stop_bytes) + " is the most. Pass shorter ones.");
+    }
+}
+
 }  // namespace
 
 void CharacterStream::add(std::string_view bytes, std::string & text) {
@@ -54,66 +68,53 @@ void CharacterStream::end(std::string & text) {
     }
 }
 
-StopTexts::StopTexts(const std::vector<std::string> & texts) : nodes_(1) {
-    std::size_t n_bytes = 0;
-    for (const std::string & text : texts) {
-        if (text.empty()) {
-            throw Error(ErrorKind::input, "stop: one of the texts is empty. Leave it out.");
+StopTexts::StopTexts(std::vector<std::string> texts) : nodes_(1) {
+    require_usable(texts);
+    std::sort(texts.begin(), texts.end());
+    struct Range {
+        std::size_t first, last;
+    };
+    std::vector<Range> ranges{{0, texts.size()}};  // of each node, the texts that begin with its bytes
+    // Breadth first: what a node leads to when it goes on shorter is nearer to the start.
+    for (State node = 0; node < nodes_.size(); ++node) {
+        const std::size_t depth = nodes_[node].depth;
+        Range range = ranges[node];
+        nodes_[node].ended = nodes_[nodes_[node].shorter].ended;
+        for (; range.first < range.last && texts[range.first].size() == depth; ++range.first) {
+            nodes_[node].ended = nodes_[node].depth;
         }
-        n_bytes += text.size();
-    }
-    if (n_bytes > most_stop_bytes) {
-        throw Error(ErrorKind::input, "stop: the texts have " + std::to_string(n_bytes) + " bytes together: " +
-                                          std::to_string(most_stop_bytes) + " is the most. Pass shorter ones.");
-    }
-    for (const std::string & text : texts) {
-        insert(text);
-    }
-    link();
-}
-
-void StopTexts::insert(const std::string & text) {
-    State node = 0;
-    for (const char c : text) {
-        const auto byte = static_cast<unsigned char>(c);
-        State next = child(node, byte);
-        if (next == 0) {
-            next = static_cast<State>(nodes_.size());
-            Node added;
-            added.sibling = nodes_[node].first_child;
-            added.depth = nodes_[node].depth + 1;
-            added.byte = byte;
-            nodes_.push_back(added);
-            nodes_[node].first_child = next;
-        }
-        node = next;
-    }
-    nodes_[node].ended = nodes_[node].depth;
-}
-
-// Breadth first: what a node leads to when it goes on shorter is nearer to the start.
-void StopTexts::link() {
-    std::vector<State> order{0};
-    order.reserve(nodes_.size());
-    for (std::size_t i = 0; i < order.size(); ++i) {
-        const State parent = order[i];
-        for (State at = nodes_[parent].first_child; at != 0; at = nodes_[at].sibling) {
-            Node & node = nodes_[at];
-            node.shorter = parent == 0 ? 0 : next(nodes_[parent].shorter, node.byte);
-            if (node.ended == 0) {
-                node.ended = nodes_[node.shorter].ended;
+        while (range.first < range.last) {
+            const char byte = texts[range.first][depth];
+            Range same{range.first, range.first};
+            while (same.last < range.last && texts[same.last][depth] == byte) {
+                ++same.last;
             }
-            order.push_back(at);
+            add_child(node, static_cast<unsigned char>(byte));
+            ranges.push_back(same);
+            range.first = same.last;
         }
     }
+}
+
+void StopTexts::add_child(State node, unsigned char byte) {
+    Node added;
+    added.shorter = node == 0 ? 0 : next(nodes_[node].shorter, byte);
+    added.depth = nodes_[node].depth + 1;
+    added.byte = byte;
+    if (nodes_[node].n_children++ == 0) {
+        nodes_[node].first_child = static_cast<State>(nodes_.size());
+    }
+    nodes_.push_back(added);
 }
 
 StopTexts::State StopTexts::child(State node, unsigned char byte) const {
-    State at = nodes_[node].first_child;
-    while (at != 0 && nodes_[at].byte != byte) {
-        at = nodes_[at].sibling;
+    const State first = nodes_[node].first_child, last = first + nodes_[node].n_children;
+    for (State at = first; at < last; ++at) {
+        if (nodes_[at].byte == byte) {
+            return at;
+        }
     }
-    return at;
+    return 0;
 }
 
 StopTexts::State StopTexts::next(State state, unsigned char byte) const {
@@ -126,8 +127,8 @@ StopTexts::State StopTexts::next(State state, unsigned char byte) const {
     }
 }
 
-TextStream::TextStream(const std::vector<std::string> & stops, bool strip_space)
-    : stops_(stops), strip_space_(strip_space) {}
+TextStream::TextStream(std::vector<std::string> stops, bool strip_space)
+    : stops_(std::move(stops)), strip_space_(strip_space) {}
 
 std::string TextStream::add(std::string_view bytes) {
     std::string text;

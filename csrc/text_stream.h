@@ -32,7 +32,7 @@ public:
     using State = std::uint32_t;  // 0 at the start
 
     // Throws Error of kind input where one is empty, or all together are beyond reason.
-    explicit StopTexts(const std::vector<std::string> & texts);
+    explicit StopTexts(std::vector<std::string> texts);
 
     State next(State state, unsigned char byte) const;
     // So many of the last bytes may be the beginning of a stop text.
@@ -42,16 +42,15 @@ public:
 
 private:
     struct Node {
-        State first_child = 0;  // 0 for none
-        State sibling = 0;
-        State shorter = 0;  // what the longest proper end of its bytes leads to
+        State first_child = 0;
+        std::uint32_t n_children = 0;  // one after the other
+        State shorter = 0;             // what the longest proper end of its bytes leads to
         std::uint32_t depth = 0;
         std::uint32_t ended = 0;
         unsigned char byte = 0;
     };
 
-    void insert(const std::string & text);
-    void link();
+    void add_child(State node, unsigned char byte);
     State child(State node, unsigned char byte) const;
 
     std::vector<Node> nodes_;
@@ -62,7 +61,7 @@ private:
 class TextStream {
 public:
     // The stop texts are UTF-8. Throws Error of kind input, as StopTexts.
-    TextStream(const std::vector<std::string> & stops, bool strip_space);
+    TextStream(std::vector<std::string> stops, bool strip_space);
 
     // Takes the bytes of a token and gives the text that is certain by now.
     std::string add(std::string_view bytes);
