@@ -39,6 +39,8 @@ void register_session_state(py::module_ & m);
 void register_adapter(py::module_ & m);
 void register_embedder(py::module_ & m);
 void register_placement(py::module_ & m);
+void register_prompt_lookup(py::module_ & m);
+void register_text_stream(py::module_ & m);
 
 // A message for people, which may quote bytes of a stranger's file: what is no UTF-8 or cannot be printed is escaped,
 // line ends apart.

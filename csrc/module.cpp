@@ -16,4 +16,6 @@ PYBIND11_MODULE(_core, m) {
     phiggml::register_adapter(m);
     phiggml::register_embedder(m);
     phiggml::register_placement(m);
+    phiggml::register_prompt_lookup(m);
+    phiggml::register_text_stream(m);
 }

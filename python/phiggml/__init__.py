@@ -61,11 +61,12 @@ if TYPE_CHECKING:
     from phiggml.model import Model
     from phiggml.placement import DevicePlacement, Placement, SessionSettings, plan_placement
     from phiggml.progress import Progress
+    from phiggml.prompt_lookup import PromptLookup
     from phiggml.quantization import QuantizeOptions, Report, quantize_model
     from phiggml.recipe import Recipe, model_types
     from phiggml.sampling import Sampling
     from phiggml.session import Score, Session
-    from phiggml.speculation import Draft, PromptLookup
+    from phiggml.speculation import Draft
     from phiggml.speed import Speed, benchmark_model
 
 __version__ = "0.1.0"
@@ -95,7 +96,7 @@ _HOMES = {
     "Placement": "placement",
     "Progress": "progress",
     "QuantizeOptions": "quantization",
-    "PromptLookup": "speculation",
+    "PromptLookup": "prompt_lookup",
     "Recipe": "recipe",
     "Report": "quantization",
     "Sampling": "sampling",

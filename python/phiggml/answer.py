@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from phiggml import _core
-from phiggml.completion import Chunk, FinishReason, TextStream, Timer, TokenLogprobs
+from phiggml.completion import Chunk, FinishReason, Timer, TokenLogprobs
 from phiggml.errors import InputError
 from phiggml.grammar import Grammar, chosen_grammar
 from phiggml.model import Model
+from phiggml.prompt_lookup import PromptLookup
 from phiggml.sampling import Sampling
-from phiggml.speculation import Draft, PromptLookup
+from phiggml.speculation import Draft
+from phiggml.text_stream import text_stream
 
 __all__ = ["Answer", "AnswerSettings", "LogitsProcessor"]
 
@@ -119,7 +121,7 @@ class Answer:
         self.prompt = ids
         self._settings = settings
         self._sampler = settings.sampling._sampler(self._model, core.n_ctx, grammar)
-        self._text = TextStream(settings.stops, strip_space=_adds_space_after(model, int(ids[-1])))
+        self._text = text_stream(settings.stops, strip_space=_adds_space_after(model, int(ids[-1])))
         self._timer = Timer(len(ids))
         self.tokens: list[int] = []
         self.finished = False

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from phiggml.chat_tools import CALL_BEGIN, CALL_END, JsonEnd, ToolCall, parse_tool_calls
-from phiggml.completion import Chunk, ChunkKind, overlap
+from phiggml.completion import Chunk, ChunkKind
 
 __all__ = ["MARKERS", "AnswerParts", "Part", "opens_reasoning", "split_chunks"]
 
@@ -132,7 +132,7 @@ class AnswerParts:
             self._held = self._held[at + len(THINK_END) :]
             self._step = self._text_start
             return True
-        n_kept = 0 if self._final else overlap(self._held, THINK_END)
+        n_kept = 0 if self._final else _overlap(self._held, THINK_END)
         sure = self._held[: len(self._held) - n_kept].rstrip()
         self._emit("reasoning", sure)
         self._held = "" if self._final else self._held[len(sure) :]
@@ -152,7 +152,7 @@ class AnswerParts:
             self._held = self._held[found.start() :]
             self._begin_call()
             return True
-        n_kept = 0 if self._final else max(overlap(self._held, m) for m in self._begins)
+        n_kept = 0 if self._final else max(_overlap(self._held, m) for m in self._begins)
         split = len(self._held) - n_kept
         self._emit("text", self._held[:split])
         self._held = self._held[split:]
@@ -262,3 +262,11 @@ def split_chunks(chunks: Iterable[Chunk], parts: AnswerParts) -> Iterator[Chunk]
             timings=chunk.timings,
             logprobs=chunk.logprobs,
         )
+
+
+def _overlap(text: str, marker: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `marker`."""
+    for n in range(min(len(text), len(marker) - 1), 0, -1):
+        if marker.startswith(text[-n:]):
+            return n
+    return 0

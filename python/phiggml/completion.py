@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,54 +168,3 @@ class Timer:
             time.perf_counter() - self._start,
             self._reused_tokens,
         )
-
-
-class TextStream:
-    """Makes text of the bytes of tokens: whole characters only, and nothing of a stop text.
-
-    Attributes:
-        stopped: a stop text has come; what follows is dropped.
-    """
-
-    def __init__(self, stops: Sequence[str], *, strip_space: bool) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._stops = tuple(stops)
-        self._held = ""
-        self._strip_space = strip_space
-        self.stopped = False
-
-    def add(self, data: bytes) -> str:
-        """Takes the bytes of a token and returns the text that is certain by now."""
-        return self._certain(self._decoder.decode(data))
-
-    def rest(self) -> str:
-        """The end has come: returns what was held back."""
-        text = self._certain(self._decoder.decode(b"", final=True))
-        held, self._held = ("" if self.stopped else self._held), ""
-        return text + held
-
-    def _certain(self, text: str) -> str:
-        if self.stopped:
-            return ""
-        if self._strip_space and text:
-            # The tokenizer's own space before the first word is no part of the text.
-            text = text.removeprefix(" ")
-            self._strip_space = False
-        self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
-        if found:
-            self.stopped = True
-            certain, self._held = self._held[: min(found)], ""
-            return certain
-        n_held = max((overlap(self._held, stop) for stop in self._stops), default=0)
-        split = len(self._held) - n_held
-        certain, self._held = self._held[:split], self._held[split:]
-        return certain
-
-
-def overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `stop`."""
-    for n in range(min(len(text), len(stop) - 1), 0, -1):
-        if stop.startswith(text[-n:]):
-            return n
-    return 0

@@ -11,9 +11,10 @@ from phiggml.chat import Message
 from phiggml.completion import Chunk
 from phiggml.grammar import Grammar
 from phiggml.model import Tokens
+from phiggml.prompt_lookup import PromptLookup
 from phiggml.sampling import Sampling
 from phiggml.session_writing import DEFAULT_SAMPLING, WritingSession
-from phiggml.speculation import Draft, PromptLookup
+from phiggml.speculation import Draft
 
 if TYPE_CHECKING:
     import asyncio  # else by who runs an event loop: it takes time, and cannot be imported at exit

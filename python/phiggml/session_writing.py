@@ -16,10 +16,11 @@ from phiggml.completion import Chunk, Completion
 from phiggml.errors import InputError, SessionError
 from phiggml.grammar import Grammar
 from phiggml.model import Tokens, marker_tokens, token_array
+from phiggml.prompt_lookup import PromptLookup
 from phiggml.runtime import forward_log
 from phiggml.sampling import Sampling
 from phiggml.session_adapted import AdaptedSession
-from phiggml.speculation import Draft, PromptLookup
+from phiggml.speculation import Draft
 
 __all__ = ["WritingSession"]
 

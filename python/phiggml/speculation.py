@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,66 +11,11 @@ import numpy.typing as npt
 from phiggml import _core
 from phiggml.errors import InputError, SessionError
 from phiggml.model import Model
+from phiggml.prompt_lookup import PromptLookup, check_count
 from phiggml.runtime import session_threads
 from phiggml.sampling import Sampling
 
 __all__ = ["Draft", "PromptLookup"]
-
-MOST_GUESSES = 64
-"""Tokens that are checked at once; more are seldom right, and all are computed."""
-
-
-@dataclass(frozen=True)
-class PromptLookup:
-    """Guesses that an answer repeats what was read or written before; needs no second model.
-
-    Where the last `ngram` tokens have come before, the tokens that followed them there, at their
-    last occurrence, are checked in one evaluation. The answer is the one without guesses, but for
-    rounding: the model's logits decide on every token.
-
-    Attributes:
-        n: tokens to guess at once, 1 to 64.
-        ngram: tokens that must be the same, 1 to 64.
-
-    Raises:
-        InputError: one of them is out of range.
-
-    Cost:
-        Each evaluation computes the guesses too; with none there is none. Texts that repeat
-        themselves (summaries, edits, code) gain.
-
-    Source:
-        Prompt lookup decoding, A. Saxena, 2023.
-
-    Example:
-        >>> import phiggml as pg
-        >>> with pg.Session("phi3-nano.gguf") as session:
-        ...     answer = session.generate("The child", max_tokens=8, draft=pg.PromptLookup())
-        >>> len(answer.tokens) <= 8
-        True
-    """
-
-    n: int = 8
-    ngram: int = 3
-
-    def __post_init__(self) -> None:
-        _check_count("n", self.n)
-        _check_count("ngram", self.ngram)
-
-    def _propose(
-        self, tokens: npt.NDArray[np.int32], n_ctx: int, n_most: int
-    ) -> npt.NDArray[np.int32]:
-        n_places = len(tokens) - self.ngram
-        if n_places < 1:
-            return tokens[:0]
-        same = np.ones(n_places, bool)
-        for k in range(self.ngram):
-            same &= tokens[k : k + n_places] == tokens[n_places + k]
-        places = np.flatnonzero(same)
-        if len(places) == 0:
-            return tokens[:0]
-        first = int(places[-1]) + self.ngram
-        return tokens[first : first + min(self.n, n_most)]
 
 
 class Draft:
@@ -108,7 +51,7 @@ class Draft:
     def __init__(
         self, model: Model | str | os.PathLike[str], *, n: int = 8, threads: int | None = None
     ) -> None:
-        _check_count("n", n)
+        check_count("n", n)
         session_threads(threads, 0)
         self._n = n
         self._threads = threads
@@ -191,10 +134,3 @@ class Draft:
             self._core = _core.session.Session(core_model, settings)
             self._greedy = Sampling(temperature=0)._sampler(core_model, n_ctx)
         return self._core
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_GUESSES:
-        raise InputError(
-            f"draft: {name} is {value!r}: it must be an integer from 1 to {MOST_GUESSES}."
-        )

@@ -5,9 +5,11 @@ from phiggml._core import grammar as grammar
 from phiggml._core import model as model
 from phiggml._core import pipeline as pipeline
 from phiggml._core import placement as placement
+from phiggml._core import prompt_lookup as prompt_lookup
 from phiggml._core import quant as quant
 from phiggml._core import recipe as recipe
 from phiggml._core import runtime as runtime
 from phiggml._core import sampling as sampling
 from phiggml._core import session as session
 from phiggml._core import session_state as session_state
+from phiggml._core import text_stream as text_stream
