@@ -4,7 +4,8 @@ Three comparisons with one model, each of a session with itself:
 
 * prefix: the time to the first token of a prompt whose first 500 tokens the context holds, beside
   the same prompt read whole;
-* batch: tokens/s of generate_batch with 8 prompts, beside generate with one after the other;
+* batch: tokens/s of generate_batch with 8 prompts, beside generate with one after the other; no
+  answer ends before it has all its tokens;
 * lookup: tokens/s with PromptLookup on a chat that repeats itself (a question, the model's answer,
   and the question again), beside without, and whether the tokens are the same. They must be with an
   F32 file and F32 cache (--type-k F32).
@@ -15,9 +16,11 @@ Three comparisons with one model, each of a session with itself:
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,11 +64,21 @@ def rate(write: Callable[[], list[pg.Completion]]) -> tuple[float, list[pg.Compl
 def batch(session: pg.Session, rng: np.random.Generator, n: int) -> tuple[float, float]:
     """Tokens/s: one after the other, and together."""
     prompts = [random_ids(session.model, rng, N_PROMPT) for _ in range(N_PROMPTS)]
+    endless = replace(GREEDY, logit_bias=dict.fromkeys(ends(session.model), -math.inf))
     session.reset()
-    alone, _ = rate(lambda: [session.generate(p, max_tokens=n, sampling=GREEDY) for p in prompts])
+    alone, one_by_one = rate(
+        lambda: [session.generate(p, max_tokens=n, sampling=endless) for p in prompts]
+    )
     session.reset()
-    together, _ = rate(lambda: session.generate_batch(prompts, max_tokens=n, sampling=GREEDY))
+    together, batch = rate(lambda: session.generate_batch(prompts, max_tokens=n, sampling=endless))
+    assert all(len(answer.tokens) == n for answer in one_by_one + batch)
     return alone, together
+
+
+def ends(model: pg.Model) -> list[int]:
+    """The tokens that end an answer."""
+    core = model._open()
+    return [token for token in range(model.n_vocab) if core.is_end_of_generation(token)]
 
 
 def lookup(session: pg.Session, n: int) -> tuple[float, float, bool]:

@@ -1,6 +1,7 @@
 #include "ggml_cpu_flash_attention.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -13,9 +14,11 @@ namespace phiggml::upstream {
 namespace {
 
 constexpr int block_keys = 32;       // keys that are widened to float32 at a time: keys and values stay in L1
-constexpr int tile_heads = 8;        // heads of one query that share a key's head, answered together
+constexpr int tile_rows = 8;         // heads that share a key's head, of one query or several, answered together
 constexpr int64_t chunk_keys = 256;  // the least that is worth a partial result
-constexpr int lanes = 16;            // independent sums, which compilers turn into vectors
+constexpr int64_t keys_ahead = 16;   // are on their way into the cache
+constexpr int64_t cache_line = 64;
+constexpr int lanes = 16;  // independent sums, which compilers turn into vectors
 
 // The part of one head's answer that some of the keys give: weights relative to the largest score.
 struct Partial {
@@ -34,29 +37,35 @@ struct Attention {
     int64_t dk, dv;
     int64_t n_key, n_query, n_head, n_batch;
     int64_t shared;           // heads in a row that see the same keys, values and mask
-    int64_t tiles_of_shared;  // pieces of tile_heads that those make
+    int64_t tiles_of_shared;  // pieces of tile_rows that those make
+    int64_t tile_queries;     // queries of a tile
     int64_t n_tile, n_chunk, chunk;
     float scale, max_bias, softcap;
 };
 
-// Heads of one query against one chunk of the keys: what one thread does at a time.
+// Heads of some queries against one chunk of the keys: what one thread does at a time. A row is one head of one query;
+// those of a query follow each other.
 struct Tile {
-    int64_t batch, query, head, n_head, begin, end;
+    int64_t batch, query, n_query, head, n_head, begin, end;
+
+    int64_t n_row() const { return n_query * n_head; }
+    int64_t query_of(int64_t row) const { return query + row / n_head; }
+    int64_t head_of(int64_t row) const { return head + row % n_head; }
 };
 
 // One thread's memory.
 struct Scratch {
-    float * queries;  // [tile_heads, dk], scaled
+    float * queries;  // [tile_rows, dk], scaled
     float * keys;     // [block_keys, dk]
     float * values;   // [block_keys, dv]
-    float * scores;   // [tile_heads, block_keys]
-    float * answers;  // [tile_heads, dv]
+    float * scores;   // [tile_rows, block_keys]
+    float * answers;  // [tile_rows, dv]
 };
 
-// Keys that the mask lets through.
+// Keys that the mask lets one query of a tile see at least.
 struct Block {
     int64_t keys[block_keys];
-    float bias[block_keys];
+    float bias[tile_rows][block_keys];  // of each query; -inf where it does not see the key
     int n;
 };
 
@@ -65,7 +74,7 @@ const char * row_of(const ggml_tensor * t, int64_t i1, int64_t i2, int64_t i3) {
 }
 
 int64_t scratch_floats(int64_t dk, int64_t dv) {
-    const int64_t n = (tile_heads + block_keys) * (dk + dv) + tile_heads * block_keys;
+    const int64_t n = (tile_rows + block_keys) * (dk + dv) + tile_rows * block_keys;
     return (n + lanes - 1) / lanes * lanes;
 }
 
@@ -85,6 +94,10 @@ bool upstream_tiles(const Attention & a) {
 #else
     return true;
 #endif
+}
+
+int64_t tiles_of_queries(const Attention & a) {
+    return (a.n_query + a.tile_queries - 1) / a.tile_queries;
 }
 
 Attention read_attention(ggml_tensor * dst) {
@@ -108,8 +121,9 @@ Attention read_attention(ggml_tensor * dst) {
     a.max_bias = parameters[1];
     const bool same_keys = a.k->ne[2] == a.v->ne[2] && (a.mask == nullptr || a.mask->ne[2] == 1);
     a.shared = same_keys ? a.n_head / a.k->ne[2] : 1;
-    a.tiles_of_shared = (a.shared + tile_heads - 1) / tile_heads;
-    a.n_tile = a.n_batch * a.n_query * (a.n_head / a.shared) * a.tiles_of_shared;
+    a.tiles_of_shared = (a.shared + tile_rows - 1) / tile_rows;
+    a.tile_queries = std::max<int64_t>(1, tile_rows / a.shared);
+    a.n_tile = a.n_batch * tiles_of_queries(a) * (a.n_head / a.shared) * a.tiles_of_shared;
     return a;
 }
 
@@ -138,14 +152,15 @@ Tile tile_at(const Attention & a, int64_t unit) {
     t.begin = std::min(a.n_key, unit % a.n_chunk * a.chunk);
     t.end = std::min(a.n_key, t.begin + a.chunk);
     int64_t rest = unit / a.n_chunk;
-    const int64_t piece = rest % a.tiles_of_shared * tile_heads;
+    const int64_t piece = rest % a.tiles_of_shared * tile_rows;
     rest /= a.tiles_of_shared;
     const int64_t n_share = a.n_head / a.shared;
     t.head = rest % n_share * a.shared + piece;
-    t.n_head = std::min<int64_t>(tile_heads, a.shared - piece);
+    t.n_head = std::min<int64_t>(tile_rows, a.shared - piece);
     rest /= n_share;
-    t.query = rest % a.n_query;
-    t.batch = rest / a.n_query;
+    t.query = rest % tiles_of_queries(a) * a.tile_queries;
+    t.n_query = std::min(a.tile_queries, a.n_query - t.query);
+    t.batch = rest / tiles_of_queries(a);
     return t;
 }
 
@@ -159,36 +174,59 @@ float slope_of(const Attention & a, int64_t head) {
                         : std::exp2(-0.5f * step * static_cast<float>(2 * (head - power) + 1));
 }
 
-// Reads on from `key` to the next keys that are not masked; a masked key is never looked at, whatever it holds.
-int64_t next_block(Block & block, const ggml_fp16_t * mask, int64_t key, int64_t end) {
+using Masks = std::array<const ggml_fp16_t *, tile_rows>;  // of the queries of a tile; null where all keys are seen
+
+Masks masks_of(const Attention & a, const Tile & t) {
+    Masks masks = {};
+    for (int64_t q = 0; a.mask != nullptr && q < t.n_query; q++) {
+        masks[q] = reinterpret_cast<const ggml_fp16_t *>(
+            row_of(a.mask, t.query + q, t.head % a.mask->ne[2], t.batch % a.mask->ne[3]));
+    }
+    return masks;
+}
+
+// Reads on from `key` to the next keys that are not masked; what no query sees is never looked at, whatever it holds.
+int64_t next_block(Block & block, const Tile & t, const Masks & masks, int64_t key) {
     block.n = 0;
-    for (; key < end && block.n < block_keys; key++) {
-        const float bias = mask != nullptr ? GGML_CPU_FP16_TO_FP32(mask[key]) : 0.0f;
-        if (bias != -INFINITY) {
-            block.keys[block.n] = key;
-            block.bias[block.n++] = bias;
+    for (; key < t.end && block.n < block_keys; key++) {
+        bool seen = false;
+        for (int64_t q = 0; q < t.n_query; q++) {
+            const float bias = masks[q] != nullptr ? GGML_CPU_FP16_TO_FP32(masks[q][key]) : 0.0f;
+            block.bias[q][block.n] = bias;
+            seen = seen || bias != -INFINITY;
+        }
+        if (seen) {
+            block.keys[block.n++] = key;
         }
     }
     return key;
 }
 
-float dot(const float * a, const float * b, int64_t n) {
-    float sums[lanes] = {};
+// The products of `a` with rows [n_row, n] of `b`. Several at a time: a sum waits for its own last addition.
+template <int n_row>
+void dots(const float * a, const float * b, int64_t n, float * out) {
+    float sums[n_row][lanes] = {};
     int64_t i = 0;
     for (; i + lanes <= n; i += lanes) {
-        for (int l = 0; l < lanes; l++) {
-            sums[l] += a[i + l] * b[i + l];
+        for (int row = 0; row < n_row; row++) {
+            for (int l = 0; l < lanes; l++) {
+                sums[row][l] += a[i + l] * b[row * n + i + l];
+            }
         }
     }
     for (int l = 0; i < n; i++, l++) {
-        sums[l] += a[i] * b[i];
-    }
-    for (int width = lanes / 2; width > 0; width /= 2) {
-        for (int l = 0; l < width; l++) {
-            sums[l] += sums[l + width];
+        for (int row = 0; row < n_row; row++) {
+            sums[row][l] += a[i] * b[row * n + i];
         }
     }
-    return sums[0];
+    for (int row = 0; row < n_row; row++) {
+        for (int width = lanes / 2; width > 0; width /= 2) {
+            for (int l = 0; l < width; l++) {
+                sums[row][l] += sums[row][l + width];
+            }
+        }
+        out[row] = sums[row][0];
+    }
 }
 
 // Adds to sum[n] the rows of values[n_row, n], each by its weight.
@@ -222,22 +260,40 @@ void raise(Partial & partial, float max, int64_t dv) {
     }
 }
 
+// Rows of one head lie far apart in memory, often in pages of their own, where processors do not read ahead themselves.
+void fetch(const char * row, int64_t n_bytes) {
+#if defined(__GNUC__)
+    for (int64_t i = 0; i < n_bytes; i += cache_line) {
+        __builtin_prefetch(row + i);
+    }
+#else
+    static_cast<void>(row), static_cast<void>(n_bytes);
+#endif
+}
+
 void widen(const Attention & a, const Tile & t, const Block & block, const Scratch & s) {
     const int64_t k2 = t.head / (a.n_head / a.k->ne[2]), k3 = t.batch / (a.n_batch / a.k->ne[3]);
     const int64_t v2 = t.head / (a.n_head / a.v->ne[2]), v3 = t.batch / (a.n_batch / a.v->ne[3]);
     for (int i = 0; i < block.n; i++) {
         const char * key = row_of(a.k, block.keys[i], k2, k3);
         const char * value = row_of(a.v, block.keys[i], v2, v3);
+        fetch(key + keys_ahead * a.k->nb[1], a.dk * sizeof(ggml_fp16_t));
+        fetch(value + keys_ahead * a.v->nb[1], a.dv * sizeof(ggml_fp16_t));
         ggml_cpu_fp16_to_fp32(reinterpret_cast<const ggml_fp16_t *>(key), s.keys + i * a.dk, a.dk);
         ggml_cpu_fp16_to_fp32(reinterpret_cast<const ggml_fp16_t *>(value), s.values + i * a.dv, a.dv);
     }
 }
 
 // The block's scores for one query, in logits.
-void score(const Attention & a, const Block & block, const float * query, float slope, const float * keys,
-           float * scores) {
-    for (int i = 0; i < block.n; i++) {
-        scores[i] = dot(query, keys + i * a.dk, a.dk);
+void score(const Attention & a, const Block & block, const float * bias, const float * query, float slope,
+           const float * keys, float * scores) {
+    constexpr int together = 8;
+    int first = 0;
+    for (; first + together <= block.n; first += together) {
+        dots<together>(query, keys + first * a.dk, a.dk, scores + first);
+    }
+    for (; first < block.n; first++) {
+        dots<1>(query, keys + first * a.dk, a.dk, scores + first);
     }
     if (a.softcap != 0.0f) {
         for (int i = 0; i < block.n; i++) {
@@ -245,36 +301,35 @@ void score(const Attention & a, const Block & block, const float * query, float 
         }
     }
     for (int i = 0; i < block.n; i++) {
-        scores[i] += slope * block.bias[i];
+        scores[i] += slope * bias[i];
     }
 }
 
 void attend(const Attention & a, const Tile & t, const Scratch & s, Partial * partials) {
-    float slopes[tile_heads];
-    for (int64_t h = 0; h < t.n_head; h++) {
-        const float * query = reinterpret_cast<const float *>(row_of(a.q, t.query, t.head + h, t.batch));
+    float slopes[tile_rows];
+    for (int64_t row = 0; row < t.n_row(); row++) {
+        const auto * query = reinterpret_cast<const float *>(row_of(a.q, t.query_of(row), t.head_of(row), t.batch));
         for (int64_t i = 0; i < a.dk; i++) {
-            s.queries[h * a.dk + i] = query[i] * a.scale;
+            s.queries[row * a.dk + i] = query[i] * a.scale;
         }
-        slopes[h] = slope_of(a, t.head + h);
-        partials[h] = {-INFINITY, 0.0f, s.answers + h * a.dv};
-        std::memset(partials[h].values, 0, a.dv * sizeof(float));
+        slopes[row] = slope_of(a, t.head_of(row));
+        partials[row] = {-INFINITY, 0.0f, s.answers + row * a.dv};
+        std::memset(partials[row].values, 0, a.dv * sizeof(float));
     }
-    const ggml_fp16_t * mask = nullptr;
-    if (a.mask != nullptr) {
-        mask = reinterpret_cast<const ggml_fp16_t *>(
-            row_of(a.mask, t.query, t.head % a.mask->ne[2], t.batch % a.mask->ne[3]));
-    }
+    const Masks masks = masks_of(a, t);
     Block block;
-    for (int64_t key = t.begin; (key = next_block(block, mask, key, t.end)), block.n > 0;) {
+    for (int64_t key = t.begin; (key = next_block(block, t, masks, key)), block.n > 0;) {
         widen(a, t, block, s);
-        for (int64_t h = 0; h < t.n_head; h++) {
-            Partial & partial = partials[h];
-            float * scores = s.scores + h * block_keys;
-            score(a, block, s.queries + h * a.dk, slopes[h], s.keys, scores);
+        for (int64_t row = 0; row < t.n_row(); row++) {
+            Partial & partial = partials[row];
+            float * scores = s.scores + row * block_keys;
+            const float * bias = block.bias[t.query_of(row) - t.query];
+            score(a, block, bias, s.queries + row * a.dk, slopes[row], s.keys, scores);
             raise(partial, *std::max_element(scores, scores + block.n), a.dv);
-            partial.sum += static_cast<float>(ggml_vec_soft_max_f32(block.n, scores, scores, partial.max));
-            add_weighted(partial.values, s.values, scores, block.n, a.dv);
+            if (partial.max != -INFINITY) {
+                partial.sum += static_cast<float>(ggml_vec_soft_max_f32(block.n, scores, scores, partial.max));
+                add_weighted(partial.values, s.values, scores, block.n, a.dv);
+            }
         }
     }
 }
@@ -311,10 +366,10 @@ void join(const Attention & a, int64_t row, const float * stored, float * values
 Scratch scratch_at(const Attention & a, float * base) {
     Scratch s = {};
     s.queries = base;
-    s.keys = s.queries + tile_heads * a.dk;
+    s.keys = s.queries + tile_rows * a.dk;
     s.values = s.keys + block_keys * a.dk;
     s.answers = s.values + block_keys * a.dv;
-    s.scores = s.answers + tile_heads * a.dv;
+    s.scores = s.answers + tile_rows * a.dv;
     return s;
 }
 
@@ -335,20 +390,20 @@ bool flash_attention(const ggml_compute_params * params, ggml_tensor * dst) {
     float * stored = static_cast<float *>(params->wdata) + own * params->nth;
     const Scratch scratch = scratch_at(a, static_cast<float *>(params->wdata) + own * params->ith);
     const int64_t n_unit = a.n_tile * a.n_chunk;
-    Partial partials[tile_heads];
+    Partial partials[tile_rows];
     for (int64_t u = n_unit * params->ith / params->nth; u < n_unit * (params->ith + 1) / params->nth; u++) {
         const Tile t = tile_at(a, u);
         attend(a, t, scratch, partials);
-        for (int64_t h = 0; h < t.n_head; h++) {
-            const int64_t row = (t.batch * a.n_query + t.query) * a.n_head + t.head + h;
+        for (int64_t i = 0; i < t.n_row(); i++) {
+            const int64_t row = (t.batch * a.n_query + t.query_of(i)) * a.n_head + t.head_of(i);
             if (a.n_chunk == 1) {
-                finish(a, row, partials[h]);
+                finish(a, row, partials[i]);
                 continue;
             }
             float * place = stored + (row * a.n_chunk + u % a.n_chunk) * (a.dv + 2);
-            place[0] = partials[h].max;
-            place[1] = partials[h].sum;
-            std::memcpy(place + 2, partials[h].values, a.dv * sizeof(float));
+            place[0] = partials[i].max;
+            place[1] = partials[i].sum;
+            std::memcpy(place + 2, partials[i].values, a.dv * sizeof(float));
         }
     }
     if (a.n_chunk > 1) {
