@@ -18,6 +18,10 @@ import phiggml as pg
 GREEDY = pg.Sampling(temperature=0)
 
 
+async def tokens_of(chunks: AsyncIterator[pg.Chunk]) -> tuple[int, ...]:
+    return tuple([chunk.token async for chunk in chunks if chunk.token is not None])
+
+
 @pytest.fixture(scope="module")
 def truth(nano_model: pg.Model) -> tuple[int, ...]:
     with pg.Session(nano_model, n_ctx=64) as session:
@@ -158,6 +162,23 @@ def test_processors_that_change_the_answer(nano_model: pg.Model) -> None:
         assert answer.logprobs is not None and answer.logprobs[0].logprob < -1
 
 
+def test_processors_of_chats(nano_model: pg.Model) -> None:
+    def counting(tokens: npt.NDArray[np.int32], logits: npt.NDArray[np.float32]) -> Any:
+        logits[:] = -np.inf
+        logits[100 + len(tokens) - n_prompt] = 1
+        return logits
+
+    messages = [{"role": "user", "content": "Hi"}]
+    n_prompt = len(nano_model.tokenize(nano_model.chat_prompt(messages), parse_special=True))
+    settings: dict[str, Any] = {"max_tokens": 3, "logits_processor": counting}
+    with pg.Session(nano_model, n_ctx=64) as session:
+        assert session.chat(messages, **settings).tokens == (100, 101, 102)
+        streamed = session.stream_chat(messages, **settings)
+        assert [c.token for c in streamed if c.token is not None] == [100, 101, 102]
+        waited = tokens_of(session.astream_chat(messages, **settings))
+        assert asyncio.run(waited) == (100, 101, 102)
+
+
 @pytest.mark.parametrize("logprobs", [None, 1])
 def test_a_processor_that_uses_the_session(
     nano_model: pg.Model, truth: tuple[int, ...], logprobs: int | None
@@ -176,10 +197,6 @@ def test_a_processor_that_uses_the_session(
 
 
 # event loops -------------------------------------------------------------------------------------
-
-
-async def tokens_of(chunks: AsyncIterator[pg.Chunk]) -> tuple[int, ...]:
-    return tuple([chunk.token async for chunk in chunks if chunk.token is not None])
 
 
 def test_two_sessions_and_a_clock(nano_model: pg.Model, truth: tuple[int, ...]) -> None:

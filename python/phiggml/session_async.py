@@ -88,13 +88,15 @@ class AsyncSession(WritingSession):
         grammar: Grammar | str | None = None,
         json_schema: Mapping[str, Any] | str | bool | None = None,
         logprobs: int | None = None,
+        logits_processor: LogitsProcessor | None = None,
         draft: Draft | PromptLookup | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         """As `stream_chat`, for `async for`; the event loop goes on meanwhile.
 
         Args:
             messages, tools, variables, max_tokens, sampling, stop, grammar, json_schema, logprobs,
-                draft: as for `chat`.
+                logits_processor, draft: as for `chat`; logits_processor is called on another
+                thread.
 
         Returns:
             An asynchronous generator of Chunk; `aclose` ends the answer before its end.
@@ -115,6 +117,7 @@ class AsyncSession(WritingSession):
             grammar=grammar,
             json_schema=json_schema,
             logprobs=logprobs,
+            logits_processor=logits_processor,
             draft=draft,
         )
         return self._awaited(chunks)

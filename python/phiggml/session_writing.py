@@ -153,6 +153,7 @@ class WritingSession(AdaptedSession):
         grammar: Grammar | str | None = None,
         json_schema: Mapping[str, Any] | str | bool | None = None,
         logprobs: int | None = None,
+        logits_processor: LogitsProcessor | None = None,
         draft: Draft | PromptLookup | None = None,
     ) -> Completion:
         """Answers a chat, rendered with the model's own template.
@@ -163,7 +164,8 @@ class WritingSession(AdaptedSession):
             messages: the turns, oldest first: {"role": "user", "content": "..."}; an answer's
                 `message` is the next of them.
             tools, variables: as for `Model.chat_prompt`.
-            max_tokens, sampling, stop, grammar, json_schema, logprobs, draft: as for `generate`.
+            max_tokens, sampling, stop, grammar, json_schema, logprobs, logits_processor, draft: as
+                for `generate`.
 
         Returns:
             Completion; reasoning and tool calls, however the model marks them, are told apart
@@ -187,6 +189,7 @@ class WritingSession(AdaptedSession):
             grammar=grammar,
             json_schema=json_schema,
             logprobs=logprobs,
+            logits_processor=logits_processor,
             draft=draft,
         )
         return Completion.of(list(chunks))
@@ -203,13 +206,14 @@ class WritingSession(AdaptedSession):
         grammar: Grammar | str | None = None,
         json_schema: Mapping[str, Any] | str | bool | None = None,
         logprobs: int | None = None,
+        logits_processor: LogitsProcessor | None = None,
         draft: Draft | PromptLookup | None = None,
     ) -> Iterator[Chunk]:
         """As `chat`, handing out the answer while it grows.
 
         Args:
             messages, tools, variables, max_tokens, sampling, stop, grammar, json_schema, logprobs,
-                draft: as for `chat`.
+                logits_processor, draft: as for `chat`.
 
         Returns:
             An iterator of Chunk, whose `kind` says which part of the answer it belongs to. No
@@ -239,6 +243,7 @@ class WritingSession(AdaptedSession):
             grammar=grammar,
             json_schema=json_schema,
             logprobs=logprobs,
+            logits_processor=logits_processor,
             draft=draft,
             shown=marker_tokens(self._model),
         )
