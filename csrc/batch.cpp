@@ -112,7 +112,7 @@ private:
         if (stopped_()) {
             throw Cancelled();
         }
-        const LogMark mark;
+        const LogMark mark(nullptr, stopped_);
         check(decode_once(), mark);
         for (const auto & [index, place] : rows_) {
             const float * logits = llama_get_logits_ith(context_, index);

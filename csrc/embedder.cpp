@@ -266,7 +266,7 @@ void Embedder::decode(const EmbedRequest & request, const Run & run, Progress & 
             batch.add(request.texts[text][position], static_cast<std::int32_t>(position),
                       static_cast<std::int32_t>(text - run.texts.front()));
         }
-        const LogMark mark;
+        const LogMark mark(nullptr, [&] { return progress.stopped(); });
         const std::int32_t status = compute(context_.get(), *model_, batch);
         if (status == 2) {
             throw Cancelled();

@@ -82,7 +82,7 @@ thread_local LogMark * current_mark = nullptr;
 extern "C" void add_to_ring(ggml_log_level level, const char * text, void *) {
     try {
         std::string line = LogMark::heard(current_mark, level == GGML_LOG_LEVEL_ERROR, text);
-        const bool quiet = LogMark::is_trial(current_mark) && level != GGML_LOG_LEVEL_CONT;
+        const bool quiet = LogMark::is_expected(current_mark) && level != GGML_LOG_LEVEL_CONT;
         log_ring().add(quiet ? GGML_LOG_LEVEL_DEBUG : level, std::move(line));
     } catch (...) {  // a lost line is better than an exception in a C frame
     }
@@ -210,7 +210,8 @@ std::vector<LogRecord> take_log() {
     return log_ring().take();
 }
 
-LogMark::LogMark(Words words, Tells tells) : words_(std::move(words)), tells_(tells), outer_(current_mark) {
+LogMark::LogMark(Words words, Expected expected)
+    : words_(std::move(words)), expected_(std::move(expected)), outer_(current_mark) {
     current_mark = this;
 }
 
@@ -229,9 +230,9 @@ std::string LogMark::heard(LogMark * mark, bool is_error, std::string text) {
     return text;
 }
 
-bool LogMark::is_trial(const LogMark * mark) {
+bool LogMark::is_expected(const LogMark * mark) {
     for (; mark != nullptr; mark = mark->outer_) {
-        if (mark->tells_ == Tells::of_a_trial) {
+        if (mark->expected_ && mark->expected_()) {
             return true;
         }
     }

@@ -38,11 +38,11 @@ std::vector<LogRecord> take_log();
 class LogMark {
 public:
     using Words = std::function<std::string(std::string)>;
+    using Expected = std::function<bool()>;
 
-    enum class Tells { of_work, of_a_trial };  // a trial's lines are logged at level debug
-
-    // `words` puts each line into other words.
-    explicit LogMark(Words words = nullptr, Tells tells = Tells::of_work);
+    // `words` puts each line into other words. What upstream says while `expected` holds, as of work that was called
+    // off, is logged at level debug.
+    explicit LogMark(Words words = nullptr, Expected expected = nullptr);
     ~LogMark();
     LogMark(const LogMark &) = delete;
     LogMark & operator=(const LogMark &) = delete;
@@ -53,11 +53,11 @@ public:
 
     // A line as a mark and those around it put it.
     static std::string heard(LogMark * mark, bool is_error, std::string text);
-    static bool is_trial(const LogMark * mark);
+    static bool is_expected(const LogMark * mark);
 
 private:
     Words words_;
-    Tells tells_;
+    Expected expected_;
     LogMark * outer_;
     std::vector<std::string> errors_;
 };

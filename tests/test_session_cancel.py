@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,20 @@ def test_an_answer(
             whole = [*[5] * n_prompt, *answer.tokens[:-1]]
             assert held == (whole if answer.tokens else whole[: len(held)])
             usable(session, truth)
+
+
+def test_no_error_is_logged(nano_model: pg.Model, caplog: pytest.LogCaptureFixture) -> None:
+    with pg.Session(nano_model, n_ctx=4096, threads=1) as session:
+        caplog.set_level(logging.DEBUG, logger="phiggml")
+        for _ in range(5):  # until it comes while a graph is computed
+            timer = threading.Timer(0.05, session.cancel)
+            timer.start()
+            with suppress(pg.SessionError):
+                session.eval([5] * 4000)
+            timer.join()
+            session.reset()
+    assert any("failed to compute graph" in message for message in caplog.messages)
+    assert {record.levelno for record in caplog.records} == {logging.DEBUG}
 
 
 @pytest.mark.parametrize("call", ["eval", "score"])
