@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <mutex>
+#include <regex>
 #include <string_view>
 
 #include "error.h"
@@ -253,6 +254,39 @@ std::string LogMark::first_error() const {
         return "it does not say why.";
     }
     return text.back() == '.' ? text : text + ".";
+}
+
+namespace {
+
+// The device whose memory goes by this name, or nothing: the CPU, its memory for a GPU, or nobody.
+ggml_backend_dev_t device_of_buffers(const std::string & name) {
+    for (std::size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        const ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        const ggml_backend_buffer_type_t type = ggml_backend_dev_buffer_type(device);
+        if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU && !ggml_backend_buft_is_host(type) &&
+            name == ggml_backend_buft_name(type)) {
+            return device;
+        }
+    }
+    return nullptr;
+}
+
+}  // namespace
+
+void LogMark::check_device_memory(const std::string & operation, const std::string & remedy) const {
+    static const std::regex complaint("failed to allocate (\\S+) buffer of size (\\d{1,19})");
+    constexpr std::uint64_t megabyte = 1000000;
+    for (const std::string & error : errors_) {
+        std::smatch found;
+        if (!std::regex_search(error, found, complaint)) {
+            continue;
+        }
+        if (const ggml_backend_dev_t device = device_of_buffers(found[1])) {
+            const std::uint64_t n_megabytes = (std::stoull(found[2]) + megabyte - 1) / megabyte;
+            throw Error(ErrorKind::device, operation + ": " + ggml_backend_dev_name(device) + " has no room for " +
+                                               std::to_string(n_megabytes) + " MB of the context. " + remedy);
+        }
+    }
 }
 
 void load_backends(const std::string & folder, const std::string & cpu_variant) {

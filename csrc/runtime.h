@@ -51,6 +51,9 @@ public:
     bool has_error_with(const std::string & words) const;
     std::string first_error() const;  // a sentence; what follows a first error mostly repeats it
 
+    // Throws Error::device where upstream did not get the memory of a device that is no CPU.
+    void check_device_memory(const std::string & operation, const std::string & remedy) const;
+
     // A line as a mark and those around it put it.
     static std::string heard(LogMark * mark, bool is_error, std::string text);
     static bool is_expected(const LogMark * mark);
