@@ -67,8 +67,10 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings & set
       rope_line_(arch::long_rope_line(*model_->handle())) {
     check(settings_, *model_);
     sequences_.resize(static_cast<std::size_t>(settings_.n_seq_max));
-    make_context();
-    generates_ = model_->has_decoder() && !model_->looks_ahead() && llama_get_memory(context_.get()) != nullptr;
+    if (model_->has_decoder() && !model_->looks_ahead()) {
+        make_context();
+        generates_ = llama_get_memory(context_.get()) != nullptr;
+    }
     attach_threadpool();
 }
 
@@ -137,7 +139,7 @@ void Session::attach_threadpool() {
     ggml_threadpool_params parameters = ggml_threadpool_params_default(settings_.threads);
     parameters.poll = 1;  // some milliseconds of waiting for the next call, then sleep (benchmarks/bench_threads.py)
     threadpool_.reset(cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new")(&parameters));
-    if (threadpool_) {
+    if (threadpool_ && context_) {
         llama_attach_threadpool(context_.get(), threadpool_.get(), threadpool_.get());
     }
 }
@@ -150,8 +152,14 @@ const Session::Sequence & Session::at(std::int64_t sequence) const {
     return sequences_[static_cast<std::size_t>(sequence)];
 }
 
+void Session::forget(bool with_numbers) {
+    if (generates_) {
+        llama_memory_clear(llama_get_memory(context_.get()), with_numbers);
+    }
+}
+
 void Session::evaluate_anew() {
-    llama_memory_clear(llama_get_memory(context_.get()), false);
+    forget(false);
     for (Sequence & sequence : sequences_) {
         sequence.n_evaluated = 0;
     }
@@ -206,7 +214,7 @@ std::vector<float> Session::embed(const EmbedRequest & request, Progress & progr
 
 void Session::reset() {
     const Use use(*this);
-    llama_memory_clear(llama_get_memory(context_.get()), true);
+    forget(true);
     std::fill(sequences_.begin(), sequences_.end(), Sequence{});
     rows_.clear();
 }
@@ -220,7 +228,7 @@ void Session::fork(std::int64_t source, std::int64_t target) {
     const Use use(*this);
     const Sequence & copied = at(source);
     static_cast<void>(at(target));
-    if (source == target) {
+    if (source == target || !generates_) {
         return;
     }
     const llama_memory_t memory = llama_get_memory(context_.get());

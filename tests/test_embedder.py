@@ -230,6 +230,25 @@ def test_models_that_only_embed_generate_nothing(tmp_path: Path) -> None:
         assert len(session.embed("the cat")) == 1
 
 
+def test_models_that_only_embed_have_no_other_context(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def contexts() -> int:
+        return sum("constructing llama_context" in line for line in caplog.messages)
+
+    with pg.Model(bert().write(tmp_path / "bert.gguf")) as model:
+        caplog.set_level(logging.DEBUG, logger="phiggml")
+        with pg.Session(model, n_seq_max=2, threads=2) as session:
+            assert contexts() == 0
+            session.fork(0, 1)
+            session.truncate(0)
+            session.set_lora([])
+            session.set_control_vector(None)
+            session.reset(sequence=1)
+            session.embed("the cat")
+            assert contexts() == 1
+
+
 def test_a_file_that_says_bert_looks_back(tmp_path: Path) -> None:
     """It has no cache all the same, and takes each text as a whole."""
     small = bert(**{"bert.attention.causal": np.bool_(True)})
