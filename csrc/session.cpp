@@ -33,13 +33,19 @@ extern "C" bool is_cancelled(void * user_data) {
 }  // namespace
 
 Session::Use::Use(const Session & session, bool may_be_closed) : session_(session) {
-    if (session_.in_use_.exchange(true)) {
+    if (session_.lost_user()) {
+        throw Error(ErrorKind::session,
+                    "session: it was made before this process was forked off, and a thread that is not here was using "
+                    "it. Make a new one from the Model.");
+    }
+    std::uint64_t nobody = 0;
+    if (!session_.user_.compare_exchange_strong(nobody, fork_generation() + 1)) {
         throw Error(
             ErrorKind::session,
             "session: another thread is using it. Give each thread a Session of its own; they share the Model.");
     }
     if ((session_.closed() && !may_be_closed) || session_.lost_threads()) {
-        session_.in_use_ = false;
+        session_.user_ = 0;
         throw Error(ErrorKind::session,
                     session_.closed() ? "session: it is closed. Make a new one from the Model."
                                       : "session: it was made before this process was forked off, and its threads are "
@@ -48,7 +54,7 @@ Session::Use::Use(const Session & session, bool may_be_closed) : session_(sessio
 }
 
 Session::Use::~Use() {
-    session_.in_use_ = false;
+    session_.user_ = 0;
 }
 
 void Session::FreeContext::operator()(llama_context * context) const {
@@ -125,6 +131,11 @@ void Session::free() {
 
 bool Session::lost_threads() const {
     return settings_.threads > 1 && generation_ != fork_generation();
+}
+
+bool Session::lost_user() const {
+    const std::uint64_t user = user_;
+    return user != 0 && user != fork_generation() + 1;
 }
 
 void Session::attach_threadpool() {
@@ -252,7 +263,7 @@ bool Session::stopped() const {
 
 void Session::close() {
     std::optional<Use> use;
-    if (!lost_threads()) {
+    if (!lost_threads() && !lost_user()) {
         use.emplace(*this, true);
     }
     if (closed()) {

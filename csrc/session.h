@@ -148,6 +148,7 @@ private:
     void attach_threadpool();
     void free();
     bool lost_threads() const;  // by a fork
+    bool lost_user() const;     // the thread that was inside
 
     struct FreeContext {
         void operator()(llama_context * context) const;
@@ -175,7 +176,7 @@ private:
     std::atomic<Progress *> progress_{nullptr};  // of the call under way; the abort callback reads it
     std::atomic<bool> cancelled_{false};
     std::atomic<bool> closed_{false};
-    mutable std::atomic<bool> in_use_{false};
+    mutable std::atomic<std::uint64_t> user_{0};  // the process' generation where a thread is inside, and one; else 0
 };
 
 }  // namespace phiggml
