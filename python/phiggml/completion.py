@@ -26,6 +26,8 @@ class Timings:
         tokens: tokens that were written, the one that ended the answer not counted.
         seconds: how long that took.
         reused_tokens: those of the prompt that were in the context and were not read again.
+        guessed_tokens: what a draft or a prompt lookup has guessed; 0 without one.
+        accepted_tokens: how many of those were right.
     """
 
     prompt_tokens: int
@@ -33,6 +35,8 @@ class Timings:
     tokens: int
     seconds: float
     reused_tokens: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -146,11 +150,17 @@ class Completion:
 
 
 class Timer:
-    """Measures an answer."""
+    """Measures an answer.
+
+    Attributes:
+        guessed_tokens, accepted_tokens: as in Timings; whoever makes and checks guesses counts.
+    """
 
     def __init__(self, prompt_tokens: int, reused_tokens: int = 0) -> None:
         self._prompt_tokens = prompt_tokens
         self._reused_tokens = reused_tokens
+        self.guessed_tokens = 0
+        self.accepted_tokens = 0
         self._start = time.perf_counter()
         self._prompt_seconds = 0.0
 
@@ -168,6 +178,8 @@ class Timer:
             tokens,
             time.perf_counter() - self._start,
             self._reused_tokens,
+            self.guessed_tokens,
+            self.accepted_tokens,
         )
 
 

@@ -362,7 +362,7 @@ class WritingSession(AdaptedSession):
         self._n_ahead = len(guesses)
         try:
             for row in range(1 + len(guesses)):
-                chunk = answer.take(row)
+                chunk = answer.take(row, int(guesses[row]) if row < len(guesses) else None)
                 self._require_no_other_use(use)
                 right = row < len(guesses) and chunk.token == guesses[row]
                 if answer.finished or not right:
