@@ -166,6 +166,10 @@ class Answer:
         """Its end, where somebody has called it off."""
         return self._end(self._text.rest(), None, "cancelled")
 
+    def failed(self) -> Chunk:
+        """What was held back of it, where it cannot go on."""
+        return self._end(self._text.rest(), None, None)
+
     def _choose(self, row: int) -> int:
         processor = self._settings.logits_processor
         if processor is None:
@@ -203,7 +207,7 @@ class Answer:
         self,
         text: str,
         token: int | None,
-        reason: FinishReason,
+        reason: FinishReason | None,
         logprobs: TokenLogprobs | None = None,
     ) -> Chunk:
         self.finished = True

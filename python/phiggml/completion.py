@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from phiggml.chat_tools import ToolCall
+from phiggml.errors import SessionError
 
 __all__ = ["Chunk", "Completion", "Timings", "TokenLogprobs"]
 
@@ -77,7 +78,8 @@ class Chunk:
         finish_reason: "stop" (the model ended, or a stop text came), "tool_calls" (it ended, and
             asks for calls), "length" (max_tokens are written), "cancelled" (by
             `Session.cancel`), None before the end.
-        timings: of the whole answer, at its end.
+        timings: of the whole answer, at its end; also where that is a SessionError, which comes
+            next.
         kind: the part of the answer that it belongs to: "text", "reasoning", or "tool_call". Only
             chats tell parts apart.
         tool_calls: what a chunk of kind "tool_call" asks for; it has all of its call, or none.
@@ -103,7 +105,7 @@ class Completion:
         text: the answer, without what a chat tells apart from it: reasoning and tool calls.
         tokens: its token ids, all of them.
         finish_reason: "stop" (the model ended, or a stop text came), "tool_calls" (it ended, and
-            asks for calls), "length" or "cancelled".
+            asks for calls), "length", "cancelled", or, in a SessionError, "failed".
         timings: how long it took.
         reasoning: what the model thought before it answered; None when it did not.
         tool_calls: what it asks to have called, in its order.
@@ -113,7 +115,7 @@ class Completion:
 
     text: str
     tokens: tuple[int, ...]
-    finish_reason: FinishReason
+    finish_reason: FinishReason | Literal["failed"]
     timings: Timings
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
@@ -122,21 +124,41 @@ class Completion:
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> Completion:
-        """Joins the chunks of one answer, the last of which has ended it."""
+        """Joins the chunks of one answer, the last of which has its timings."""
         last = chunks[-1]
-        assert last.finish_reason is not None and last.timings is not None
+        assert last.timings is not None
         logprobs = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
         thoughts = [chunk.text for chunk in chunks if chunk.kind == "reasoning"]
         return cls(
             text="".join(chunk.text for chunk in chunks if chunk.kind == "text"),
             tokens=tuple(chunk.token for chunk in chunks if chunk.token is not None),
-            finish_reason=last.finish_reason,
+            finish_reason=last.finish_reason or "failed",
             timings=last.timings,
             reasoning="".join(thoughts) if thoughts else None,
             tool_calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
             malformed_call=any(chunk.malformed_call for chunk in chunks),
             logprobs=tuple(logprobs) if logprobs else None,
         )
+
+    @classmethod
+    def read(cls, chunks: Iterable[Chunk]) -> Completion:
+        """Reads a stream to its end.
+
+        Args:
+            chunks: what `Session.stream` gives, or `stream_chat`.
+
+        Raises:
+            SessionError: as the stream does; its `completion` is what it had given by then.
+        """
+        given: list[Chunk] = []
+        try:
+            for chunk in chunks:
+                given.append(chunk)
+        except SessionError as error:
+            if given and given[-1].timings is not None:
+                error.completion = cls.of(given)
+            raise
+        return cls.of(given)
 
     @property
     def message(self) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class WritingSession(AdaptedSession):
         Raises:
             InputError: an empty prompt, a wrong grammar or schema, or a value out of range.
             UnsupportedError: a schema that cannot be kept to.
-            SessionError: prompt and answer do not fit into n_ctx; as `eval`.
+            SessionError: all does not fit into n_ctx (its `completion` was written); as `eval`.
 
         Cost:
             As `eval`, for the prompt and then for each token.
@@ -90,7 +90,7 @@ class WritingSession(AdaptedSession):
             logits_processor=logits_processor,
             draft=draft,
         )
-        return Completion.of(list(chunks))
+        return Completion.read(chunks)
 
     def stream(
         self,
@@ -192,7 +192,7 @@ class WritingSession(AdaptedSession):
             logits_processor=logits_processor,
             draft=draft,
         )
-        return Completion.of(list(chunks))
+        return Completion.read(chunks)
 
     def stream_chat(
         self,
@@ -272,7 +272,7 @@ class WritingSession(AdaptedSession):
 
         Raises:
             InputError, UnsupportedError: as `generate`.
-            SessionError: as `generate`; the answers so far are lost.
+            SessionError: as `generate`; its `completions` are what all prompts have so far.
 
         Cost:
             The weights are read once for the next tokens of all sequences: with 8 sequences a
@@ -343,10 +343,12 @@ class WritingSession(AdaptedSession):
                 try:
                     self._core.advance([(0, np.concatenate([pending, guesses]), 1 + len(guesses))])
                 except SessionError:
-                    if not self._core.cancelled:
-                        raise
-                    yield answer.cancelled()
-                    return
+                    if self._core.cancelled:
+                        yield answer.cancelled()
+                        return
+                    if answer.tokens and not self._core.closed:
+                        yield answer.failed()
+                    raise
                 if not answer.tokens:
                     answer.prompt_done()
                 yield from self._taken(answer, guesses, use)
@@ -384,6 +386,12 @@ class WritingSession(AdaptedSession):
         try:
             for answer, chunk in self._together(deque(answers)):
                 chunks[answer].append(chunk)
+        except SessionError as error:
+            for answer in answers:
+                if not answer.finished:
+                    chunks[answer].append(answer.failed())
+            error.completions = tuple(Completion.of(chunks[answer]) for answer in answers)
+            raise
         finally:
             forward_log()
         return [Completion.of(chunks[answer]) for answer in answers]
