@@ -267,6 +267,35 @@ def test_a_task_is_cancelled(
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
+@pytest.mark.parametrize("n_prompt", [4000, 16])
+def test_an_awaited_answer(nano_model: pg.Model, truth: tuple[int, ...], n_prompt: int) -> None:
+    messages = [{"role": "user", "content": "dog " * (n_prompt // 4)}]
+    long: dict[str, Any] = {"max_tokens": 2000, "sampling": endless(nano_model)}
+
+    async def main() -> None:
+        with pg.Session(nano_model, n_ctx=4096, threads=1) as session:
+            for answer in (
+                session.agenerate([5] * n_prompt, **long),
+                session.achat(messages, **long),
+            ):
+                task = asyncio.create_task(answer)
+                await asyncio.sleep(0.02)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                usable(session, truth)
+            found = await session.agenerate([5, 6, 7], max_tokens=8, sampling=GREEDY)
+            assert found.tokens == truth and found.finish_reason == "length"
+            messages[0]["content"] = "What is GGUF?"
+            found = await session.achat(messages, max_tokens=20, sampling=GREEDY)
+            wanted = session.chat(messages, max_tokens=20, sampling=GREEDY)
+            assert (found.text, found.tokens) == (wanted.text, wanted.tokens)
+            with pytest.raises(pg.InputError):
+                await session.agenerate([5], max_tokens=0)
+
+    asyncio.run(main())
+
+
 def test_a_stream_is_left(nano_model: pg.Model, truth: tuple[int, ...]) -> None:
     async def main() -> None:
         with pg.Session(nano_model, n_ctx=64) as session:
