@@ -284,7 +284,7 @@ void LogMark::check_device_memory(const std::string & operation, const std::stri
         if (const ggml_backend_dev_t device = device_of_buffers(found[1])) {
             const std::uint64_t n_megabytes = (std::stoull(found[2]) + megabyte - 1) / megabyte;
             throw Error(ErrorKind::device, operation + ": " + ggml_backend_dev_name(device) + " has no room for " +
-                                               std::to_string(n_megabytes) + " MB of the context. " + remedy);
+                                               std::to_string(n_megabytes) + " MB of the context. " + remedy + ".");
         }
     }
 }

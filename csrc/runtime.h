@@ -51,7 +51,7 @@ public:
     bool has_error_with(const std::string & words) const;
     std::string first_error() const;  // a sentence; what follows a first error mostly repeats it
 
-    // Throws Error::device where upstream did not get the memory of a device that is no CPU.
+    // Throws Error::device where upstream did not get the memory of a device that is no CPU. The remedy takes no stop.
     void check_device_memory(const std::string & operation, const std::string & remedy) const;
 
     // A line as a mark and those around it put it.

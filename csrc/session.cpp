@@ -108,7 +108,7 @@ void Session::make_context() {
     if (!context_) {
         mark.check_device_memory("session",
                                  "Choose a smaller n_ctx or n_batch, hold fewer layers there (n_gpu_layers), or pass "
-                                 "offload_kv=False.");
+                                 "offload_kv=False");
         throw Error(ErrorKind::session, "session: llama.cpp could not make a context of " +
                                             std::to_string(settings_.n_ctx) + " tokens: " + mark.first_error() +
                                             " Try a smaller n_ctx or n_batch.");
