@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import phiggml as pg
 from command_line import GREEDY as GREEDILY
 from command_line import Out, phiggml
+from test_cli import at_the_keyboard
 from test_session_cancel import endless
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -61,7 +63,9 @@ def test_where_there_is_no_answer_yet(nano_model: pg.Model) -> None:
             assert raised.value.completion is None and raised.value.completions == ()
 
 
-def test_on_the_command_line(nano_q4: Any, capsys: Out, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_command_line(
+    nano_q4: Path, tmp_path: Path, capsys: Out, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pg.Model(nano_q4) as model:
         bans = [f"{token}=-inf" for token, _ in endless(model).logit_bias]
     never = [word for ban in bans for word in ("--logit-bias", ban)]
@@ -79,3 +83,8 @@ def test_on_the_command_line(nano_q4: Any, capsys: Out, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
     assert phiggml("chat", nano_q4, *options) == 7
     assert capsys.readouterr().out == plain.out
+    at_the_keyboard(monkeypatch, "Hi", f"/save {tmp_path / 'talk.json'}", "/undo", "/tokens")
+    assert phiggml("chat", nano_q4, *options) == 0
+    talk = json.loads((tmp_path / "talk.json").read_text("utf-8"))
+    assert talk == [*MESSAGES, {"role": "assistant", "content": document["text"]}]
+    assert "takes 0 of 48" in capsys.readouterr().err
