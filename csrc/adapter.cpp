@@ -85,7 +85,9 @@ void apply_loras(llama_context * context, const Model & model, const std::vector
         handles.push_back(lora.adapter->handle());
         scales.push_back(lora.scale);
     }
-    llama_set_adapters_lora(context, handles.data(), handles.size(), scales.data());
+    if (context != nullptr) {
+        llama_set_adapters_lora(context, handles.data(), handles.size(), scales.data());
+    }
 }
 
 void check_control_vector(const Model & model, const ControlVector & vector) {

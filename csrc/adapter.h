@@ -50,7 +50,7 @@ struct ControlVector {
 
 // Throws Error::input when one was loaded for another model, is given twice or has a scale that is not finite;
 // unsupported when upstream's graph has no room for so many. The next decode plans the context's graph anew, and must
-// hold Model::adapters_mutex() meanwhile.
+// hold Model::adapters_mutex() meanwhile. Without a context they are checked alone.
 void apply_loras(llama_context * context, const Model & model, const std::vector<ScaledLora> & loras);
 
 // Throws Error::input when it is neither empty nor of the model's size and finite.

@@ -48,6 +48,7 @@ void check(std::int32_t status, const LogMark & mark) {
                         "one of a larger n_ctx.");
         case 2: throw Cancelled();
         default:
+            mark.check_device_memory("eval", "Make a session of a smaller n_ctx or n_batch, or with offload_kv=False");
             throw Error(ErrorKind::session,
                         "eval: decoding failed: " + mark.first_error() + " See the \"phiggml\" log at level DEBUG.");
     }
@@ -112,7 +113,7 @@ private:
         if (stopped_()) {
             throw Cancelled();
         }
-        const LogMark mark;
+        const LogMark mark(nullptr, stopped_);
         check(decode_once(), mark);
         for (const auto & [index, place] : rows_) {
             const float * logits = llama_get_logits_ith(context_, index);

@@ -211,6 +211,7 @@ void Embedder::make_context(const EmbedderSettings & settings) {
     const std::shared_lock<std::shared_mutex> still(model_->adapters_mutex());
     context_.reset(llama_init_from_model(model_->handle(), parameters));
     if (!context_) {
+        mark.check_device_memory("embed", "Split the texts, or hold fewer layers there (n_gpu_layers)");
         throw Error(ErrorKind::session, "embed: llama.cpp could not make a context of " + std::to_string(n_ctx_) +
                                             " tokens: " + mark.first_error() + " Split the texts.");
     }
@@ -266,13 +267,14 @@ void Embedder::decode(const EmbedRequest & request, const Run & run, Progress & 
             batch.add(request.texts[text][position], static_cast<std::int32_t>(position),
                       static_cast<std::int32_t>(text - run.texts.front()));
         }
-        const LogMark mark;
+        const LogMark mark(nullptr, [&] { return progress.stopped(); });
         const std::int32_t status = compute(context_.get(), *model_, batch);
         if (status == 2) {
             throw Cancelled();
         }
         const float * values = status == 0 ? llama_get_embeddings(context_.get()) : nullptr;
         if (values == nullptr) {
+            mark.check_device_memory("embed", "Split the texts, or hold fewer layers there (n_gpu_layers)");
             throw Error(ErrorKind::session,
                         "embed: decoding failed: " + mark.first_error() + " See the \"phiggml\" log at level DEBUG.");
         }

@@ -47,7 +47,7 @@ Placement plan_placement(ModelSettings model_settings, const SessionSettings & s
     check_cells(session_settings);
     model_settings.no_alloc = true;
     Progress progress;
-    const LogMark mark(nullptr, LogMark::Tells::of_a_trial);
+    const LogMark mark(nullptr, [] { return true; });
     const auto model = std::make_shared<const Model>(model_settings, progress);
     Placement plan = placement_of(*model, model_settings.devices);
     if (model->has_decoder() && !model->looks_ahead()) {

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <mutex>
+#include <regex>
 #include <string_view>
 
 #include "error.h"
@@ -82,7 +83,7 @@ thread_local LogMark * current_mark = nullptr;
 extern "C" void add_to_ring(ggml_log_level level, const char * text, void *) {
     try {
         std::string line = LogMark::heard(current_mark, level == GGML_LOG_LEVEL_ERROR, text);
-        const bool quiet = LogMark::is_trial(current_mark) && level != GGML_LOG_LEVEL_CONT;
+        const bool quiet = LogMark::is_expected(current_mark) && level != GGML_LOG_LEVEL_CONT;
         log_ring().add(quiet ? GGML_LOG_LEVEL_DEBUG : level, std::move(line));
     } catch (...) {  // a lost line is better than an exception in a C frame
     }
@@ -210,7 +211,8 @@ std::vector<LogRecord> take_log() {
     return log_ring().take();
 }
 
-LogMark::LogMark(Words words, Tells tells) : words_(std::move(words)), tells_(tells), outer_(current_mark) {
+LogMark::LogMark(Words words, Expected expected)
+    : words_(std::move(words)), expected_(std::move(expected)), outer_(current_mark) {
     current_mark = this;
 }
 
@@ -229,9 +231,9 @@ std::string LogMark::heard(LogMark * mark, bool is_error, std::string text) {
     return text;
 }
 
-bool LogMark::is_trial(const LogMark * mark) {
+bool LogMark::is_expected(const LogMark * mark) {
     for (; mark != nullptr; mark = mark->outer_) {
-        if (mark->tells_ == Tells::of_a_trial) {
+        if (mark->expected_ && mark->expected_()) {
             return true;
         }
     }
@@ -252,6 +254,39 @@ std::string LogMark::first_error() const {
         return "it does not say why.";
     }
     return text.back() == '.' ? text : text + ".";
+}
+
+namespace {
+
+// The device whose memory goes by this name, or nothing: the CPU, its memory for a GPU, or nobody.
+ggml_backend_dev_t device_of_buffers(const std::string & name) {
+    for (std::size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        const ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        const ggml_backend_buffer_type_t type = ggml_backend_dev_buffer_type(device);
+        if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU && !ggml_backend_buft_is_host(type) &&
+            name == ggml_backend_buft_name(type)) {
+            return device;
+        }
+    }
+    return nullptr;
+}
+
+}  // namespace
+
+void LogMark::check_device_memory(const std::string & operation, const std::string & remedy) const {
+    static const std::regex complaint("failed to allocate (\\S+) buffer of size (\\d{1,19})");
+    constexpr std::uint64_t megabyte = 1000000;
+    for (const std::string & error : errors_) {
+        std::smatch found;
+        if (!std::regex_search(error, found, complaint)) {
+            continue;
+        }
+        if (const ggml_backend_dev_t device = device_of_buffers(found[1])) {
+            const std::uint64_t n_megabytes = (std::stoull(found[2]) + megabyte - 1) / megabyte;
+            throw Error(ErrorKind::device, operation + ": " + ggml_backend_dev_name(device) + " has no room for " +
+                                               std::to_string(n_megabytes) + " MB of the context. " + remedy + ".");
+        }
+    }
 }
 
 void load_backends(const std::string & folder, const std::string & cpu_variant) {

@@ -38,11 +38,11 @@ std::vector<LogRecord> take_log();
 class LogMark {
 public:
     using Words = std::function<std::string(std::string)>;
+    using Expected = std::function<bool()>;
 
-    enum class Tells { of_work, of_a_trial };  // a trial's lines are logged at level debug
-
-    // `words` puts each line into other words.
-    explicit LogMark(Words words = nullptr, Tells tells = Tells::of_work);
+    // `words` puts each line into other words. What upstream says while `expected` holds, as of work that was called
+    // off, is logged at level debug.
+    explicit LogMark(Words words = nullptr, Expected expected = nullptr);
     ~LogMark();
     LogMark(const LogMark &) = delete;
     LogMark & operator=(const LogMark &) = delete;
@@ -51,13 +51,16 @@ public:
     bool has_error_with(const std::string & words) const;
     std::string first_error() const;  // a sentence; what follows a first error mostly repeats it
 
+    // Throws Error::device where upstream did not get the memory of a device that is no CPU. The remedy takes no stop.
+    void check_device_memory(const std::string & operation, const std::string & remedy) const;
+
     // A line as a mark and those around it put it.
     static std::string heard(LogMark * mark, bool is_error, std::string text);
-    static bool is_trial(const LogMark * mark);
+    static bool is_expected(const LogMark * mark);
 
 private:
     Words words_;
-    Tells tells_;
+    Expected expected_;
     LogMark * outer_;
     std::vector<std::string> errors_;
 };

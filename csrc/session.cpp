@@ -33,13 +33,19 @@ extern "C" bool is_cancelled(void * user_data) {
 }  // namespace
 
 Session::Use::Use(const Session & session, bool may_be_closed) : session_(session) {
-    if (session_.in_use_.exchange(true)) {
+    if (session_.lost_user()) {
+        throw Error(ErrorKind::session,
+                    "session: it was made before this process was forked off, and a thread that is not here was using "
+                    "it. Make a new one from the Model.");
+    }
+    std::uint64_t nobody = 0;
+    if (!session_.user_.compare_exchange_strong(nobody, fork_generation() + 1)) {
         throw Error(
             ErrorKind::session,
             "session: another thread is using it. Give each thread a Session of its own; they share the Model.");
     }
     if ((session_.closed() && !may_be_closed) || session_.lost_threads()) {
-        session_.in_use_ = false;
+        session_.user_ = 0;
         throw Error(ErrorKind::session,
                     session_.closed() ? "session: it is closed. Make a new one from the Model."
                                       : "session: it was made before this process was forked off, and its threads are "
@@ -48,7 +54,7 @@ Session::Use::Use(const Session & session, bool may_be_closed) : session_(sessio
 }
 
 Session::Use::~Use() {
-    session_.in_use_ = false;
+    session_.user_ = 0;
 }
 
 void Session::FreeContext::operator()(llama_context * context) const {
@@ -67,8 +73,10 @@ Session::Session(std::shared_ptr<const Model> model, const SessionSettings & set
       rope_line_(arch::long_rope_line(*model_->handle())) {
     check(settings_, *model_);
     sequences_.resize(static_cast<std::size_t>(settings_.n_seq_max));
-    make_context();
-    generates_ = model_->has_decoder() && !model_->looks_ahead() && llama_get_memory(context_.get()) != nullptr;
+    if (model_->has_decoder() && !model_->looks_ahead()) {
+        make_context();
+        generates_ = llama_get_memory(context_.get()) != nullptr;
+    }
     attach_threadpool();
 }
 
@@ -98,6 +106,9 @@ void Session::make_context() {
         context_.reset(llama_init_from_model(model_->handle(), parameters));
     }
     if (!context_) {
+        mark.check_device_memory("session",
+                                 "Choose a smaller n_ctx or n_batch, hold fewer layers there (n_gpu_layers), or pass "
+                                 "offload_kv=False");
         throw Error(ErrorKind::session, "session: llama.cpp could not make a context of " +
                                             std::to_string(settings_.n_ctx) + " tokens: " + mark.first_error() +
                                             " Try a smaller n_ctx or n_batch.");
@@ -122,6 +133,11 @@ bool Session::lost_threads() const {
     return settings_.threads > 1 && generation_ != fork_generation();
 }
 
+bool Session::lost_user() const {
+    const std::uint64_t user = user_;
+    return user != 0 && user != fork_generation() + 1;
+}
+
 void Session::attach_threadpool() {
     // Without a pool of its own ggml would start threads anew for every graph.
     if (settings_.threads == 1) {
@@ -134,7 +150,7 @@ void Session::attach_threadpool() {
     ggml_threadpool_params parameters = ggml_threadpool_params_default(settings_.threads);
     parameters.poll = 1;  // some milliseconds of waiting for the next call, then sleep (benchmarks/bench_threads.py)
     threadpool_.reset(cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new")(&parameters));
-    if (threadpool_) {
+    if (threadpool_ && context_) {
         llama_attach_threadpool(context_.get(), threadpool_.get(), threadpool_.get());
     }
 }
@@ -147,8 +163,14 @@ const Session::Sequence & Session::at(std::int64_t sequence) const {
     return sequences_[static_cast<std::size_t>(sequence)];
 }
 
+void Session::forget(bool with_numbers) {
+    if (generates_) {
+        llama_memory_clear(llama_get_memory(context_.get()), with_numbers);
+    }
+}
+
 void Session::evaluate_anew() {
-    llama_memory_clear(llama_get_memory(context_.get()), false);
+    forget(false);
     for (Sequence & sequence : sequences_) {
         sequence.n_evaluated = 0;
     }
@@ -203,7 +225,7 @@ std::vector<float> Session::embed(const EmbedRequest & request, Progress & progr
 
 void Session::reset() {
     const Use use(*this);
-    llama_memory_clear(llama_get_memory(context_.get()), true);
+    forget(true);
     std::fill(sequences_.begin(), sequences_.end(), Sequence{});
     rows_.clear();
 }
@@ -217,7 +239,7 @@ void Session::fork(std::int64_t source, std::int64_t target) {
     const Use use(*this);
     const Sequence & copied = at(source);
     static_cast<void>(at(target));
-    if (source == target) {
+    if (source == target || !generates_) {
         return;
     }
     const llama_memory_t memory = llama_get_memory(context_.get());
@@ -241,7 +263,7 @@ bool Session::stopped() const {
 
 void Session::close() {
     std::optional<Use> use;
-    if (!lost_threads()) {
+    if (!lost_threads() && !lost_user()) {
         use.emplace(*this, true);
     }
     if (closed()) {

@@ -102,7 +102,7 @@ public:
     std::int32_t n_vocab() const { return model_->n_vocab(); }
     std::size_t rope_line() const { return rope_line_; }  // 0: none
     std::vector<std::int32_t> tokens(std::int64_t sequence) const;
-    const llama_context & context() const { return *context_; }
+    const llama_context & context() const { return *context_; }  // of a model that may generate
 
     // What it costs to append so many tokens, in bytes of weights to be read; tokens that are evaluated once more with
     // them count.
@@ -142,11 +142,13 @@ private:
     const float * row(std::size_t row) const;
     Sequence & sequence_at(std::int64_t sequence) { return sequences_[static_cast<std::size_t>(sequence)]; }
     void make_context();
+    void forget(bool with_numbers);
     void evaluate_anew();
     const Sequence & at(std::int64_t sequence) const;
     void attach_threadpool();
     void free();
     bool lost_threads() const;  // by a fork
+    bool lost_user() const;     // the thread that was inside
 
     struct FreeContext {
         void operator()(llama_context * context) const;
@@ -163,10 +165,10 @@ private:
     std::vector<ScaledLora> loras_;                                // as long as the context that they are applied to
     ControlVector control_vector_;
     bool control_vector_failed_ = false;
-    std::unique_ptr<llama_context, FreeContext> context_;
-    std::unique_ptr<Embedder> embedder_;  // made when it is first asked for
-    bool generates_ = false;              // else it embeds texts only
-    bool plans_anew_ = false;             // upstream will, at the next decode
+    std::unique_ptr<llama_context, FreeContext> context_;  // none where the model only embeds
+    std::unique_ptr<Embedder> embedder_;                   // made when it is first asked for
+    bool generates_ = false;                               // else it embeds texts only
+    bool plans_anew_ = false;                              // upstream will, at the next decode
     std::vector<Sequence> sequences_;
     std::size_t rope_line_;
     std::vector<float> rows_;                    // float32[n, n_vocab], of the last advance()
@@ -174,7 +176,7 @@ private:
     std::atomic<Progress *> progress_{nullptr};  // of the call under way; the abort callback reads it
     std::atomic<bool> cancelled_{false};
     std::atomic<bool> closed_{false};
-    mutable std::atomic<bool> in_use_{false};
+    mutable std::atomic<std::uint64_t> user_{0};  // the process' generation where a thread is inside, and one; else 0
 };
 
 }  // namespace phiggml

@@ -62,10 +62,10 @@ void Session::check_room(const Addition & addition) const {
                                             ". Make a session with a larger n_ctx.");
     }
     if (settings_.overflow == Overflow::refuse) {
-        throw Error(ErrorKind::session, "eval: the context holds " + std::to_string(s.tokens.size()) +
+        throw Error(ErrorKind::session, "session: the context holds " + std::to_string(s.tokens.size()) +
                                             " of n_ctx = " + limit + " tokens: there is no room for " + offered +
-                                            " more. Reset the session, make one with a larger n_ctx, or one with "
-                                            "overflow=\"shift\".");
+                                            " more. Make a session with a larger n_ctx or with overflow=\"shift\", "
+                                            "write fewer tokens (max_tokens), or reset it.");
     }
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,12 @@ def test_guesses_change_nothing(nano_q4: Path, capsys: Out) -> None:
     plain = answer(capsys, nano_q4)["tokens"]
     for options in (("--prompt-lookup",), ("--draft", nano_q4)):
         assert answer(capsys, nano_q4, *options)["tokens"] == plain
+    line = ("run", nano_q4, "-p", QUESTION, "-n", "12", *GREEDY)
+    assert phiggml(*line, "--draft", nano_q4) == 0
+    found = re.search(r"(\d+) of (\d+) guesses were right$", capsys.readouterr().err.rstrip())
+    assert found is not None and int(found[1]) == int(found[2]) > 0
+    assert phiggml(*line) == 0
+    assert "guesses" not in capsys.readouterr().err
 
 
 def test_adapters_and_their_scales(nano_f16: Path, tmp_path: Path, capsys: Out) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,13 +176,15 @@ def test_threads_are_the_sessions(model: pg.Model) -> None:
     assert nrmse(vectors[1], vectors[0]) <= BOUND
 
 
-def test_ctrl_c(model: pg.Model) -> None:
+def test_ctrl_c(model: pg.Model, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="phiggml")
     with pg.Session(model, n_ctx=1024) as session:
         texts = [list(range(3, 1003))] * 400
         threading.Timer(0.2, _thread.interrupt_main).start()
         with pytest.raises(KeyboardInterrupt):
             session.embed(texts)
         assert session.embed("a").shape == (1, 256)
+    assert all(record.levelno == logging.DEBUG for record in caplog.records)
 
 
 def test_bert_is_what_numpy_computes(tmp_path: Path) -> None:
@@ -225,6 +228,25 @@ def test_models_that_only_embed_generate_nothing(tmp_path: Path) -> None:
         assert session.tokens.tolist() == []
         session.reset()
         assert len(session.embed("the cat")) == 1
+
+
+def test_models_that_only_embed_have_no_other_context(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def contexts() -> int:
+        return sum("constructing llama_context" in line for line in caplog.messages)
+
+    with pg.Model(bert().write(tmp_path / "bert.gguf")) as model:
+        caplog.set_level(logging.DEBUG, logger="phiggml")
+        with pg.Session(model, n_seq_max=2, threads=2) as session:
+            assert contexts() == 0
+            session.fork(0, 1)
+            session.truncate(0)
+            session.set_lora([])
+            session.set_control_vector(None)
+            session.reset(sequence=1)
+            session.embed("the cat")
+            assert contexts() == 1
 
 
 def test_a_file_that_says_bert_looks_back(tmp_path: Path) -> None:

@@ -359,6 +359,42 @@ def test_what_a_device_cannot_take_is_said(device: str, nano_f32: Path) -> None:
     assert small["room"].startswith("DeviceError load: a device has no room")
 
 
+ROOMLESS = """
+import json, pathlib, resource, sys
+import phiggml as pg
+
+path, device = sys.argv[1:]
+with pg.Model(path, devices=[device], n_gpu_layers="all") as model:
+    pg.Session(model, n_ctx=128, threads=1).close()
+    used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20),) * 2)
+    said = []
+    for settings in ({}, {"offload_kv": False}):
+        try:
+            pg.Session(model, n_ctx=1 << 18, threads=1, **settings)
+        except pg.PhiggmlError as fault:
+            said.append(f"{type(fault).__name__} {fault}")
+    print(json.dumps(said))
+"""
+
+
+@pytest.mark.skipif(not NAME.startswith("Vulkan"), reason="its memory is this process's")
+def test_a_context_that_a_device_has_no_room_for(device: str, nano_f32: Path) -> None:
+    """A cache of a gigabyte, on the device and on the CPU, where 600 MiB are left."""
+    done = subprocess.run(
+        [sys.executable, "-c", ROOMLESS, nano_f32, device],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    on_device, on_cpu = json.loads(done.stdout)
+    assert on_device.startswith(f"DeviceError session: {device} has no room for 1074 MB")
+    assert "n_gpu_layers" in on_device and "offload_kv=False" in on_device
+    assert on_cpu.startswith("SessionError session: ") and "insufficient memory" in on_cpu
+
+
 def test_the_example_keeps_experts_on_the_cpu(device: str, tmp_path: Path) -> None:
     path = str(small_model("phimoe").write(tmp_path / "moe.gguf"))
     program = example("moe_experts_on_cpu")

@@ -127,8 +127,11 @@ def test_one_that_does_not_fit(nano: pg.Model) -> None:
             session.generate_batch([[5], [6] * 40], max_tokens=4)
         assert session.tokens.tolist() == [5, 6]
         # The second has no room for what it writes.
-        with pytest.raises(pg.SessionError, match="no room"):
+        with pytest.raises(pg.SessionError, match="no room") as raised:
             session.generate_batch([[5], [6] * 30], max_tokens=8, sampling=GREEDY)
+        assert raised.value.completion is None
+        assert [len(answer.tokens) for answer in raised.value.completions] == [3, 3]
+        assert {answer.finish_reason for answer in raised.value.completions} == {"failed"}
         (found,) = session.generate_batch([[5, 6, 7]], max_tokens=4, sampling=GREEDY)
         assert (
             found.tokens

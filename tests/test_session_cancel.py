@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,10 @@ import pytest
 import phiggml as pg
 
 GREEDY = pg.Sampling(temperature=0)
+
+
+async def tokens_of(chunks: AsyncIterator[pg.Chunk]) -> tuple[int, ...]:
+    return tuple([chunk.token async for chunk in chunks if chunk.token is not None])
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +80,20 @@ def test_an_answer(
             whole = [*[5] * n_prompt, *answer.tokens[:-1]]
             assert held == (whole if answer.tokens else whole[: len(held)])
             usable(session, truth)
+
+
+def test_no_error_is_logged(nano_model: pg.Model, caplog: pytest.LogCaptureFixture) -> None:
+    with pg.Session(nano_model, n_ctx=4096, threads=1) as session:
+        caplog.set_level(logging.DEBUG, logger="phiggml")
+        for _ in range(5):  # until it comes while a graph is computed
+            timer = threading.Timer(0.05, session.cancel)
+            timer.start()
+            with suppress(pg.SessionError):
+                session.eval([5] * 4000)
+            timer.join()
+            session.reset()
+    assert any("failed to compute graph" in message for message in caplog.messages)
+    assert {record.levelno for record in caplog.records} == {logging.DEBUG}
 
 
 @pytest.mark.parametrize("call", ["eval", "score"])
@@ -158,6 +178,23 @@ def test_processors_that_change_the_answer(nano_model: pg.Model) -> None:
         assert answer.logprobs is not None and answer.logprobs[0].logprob < -1
 
 
+def test_processors_of_chats(nano_model: pg.Model) -> None:
+    def counting(tokens: npt.NDArray[np.int32], logits: npt.NDArray[np.float32]) -> Any:
+        logits[:] = -np.inf
+        logits[100 + len(tokens) - n_prompt] = 1
+        return logits
+
+    messages = [{"role": "user", "content": "Hi"}]
+    n_prompt = len(nano_model.tokenize(nano_model.chat_prompt(messages), parse_special=True))
+    settings: dict[str, Any] = {"max_tokens": 3, "logits_processor": counting}
+    with pg.Session(nano_model, n_ctx=64) as session:
+        assert session.chat(messages, **settings).tokens == (100, 101, 102)
+        streamed = session.stream_chat(messages, **settings)
+        assert [c.token for c in streamed if c.token is not None] == [100, 101, 102]
+        waited = tokens_of(session.astream_chat(messages, **settings))
+        assert asyncio.run(waited) == (100, 101, 102)
+
+
 @pytest.mark.parametrize("logprobs", [None, 1])
 def test_a_processor_that_uses_the_session(
     nano_model: pg.Model, truth: tuple[int, ...], logprobs: int | None
@@ -176,10 +213,6 @@ def test_a_processor_that_uses_the_session(
 
 
 # event loops -------------------------------------------------------------------------------------
-
-
-async def tokens_of(chunks: AsyncIterator[pg.Chunk]) -> tuple[int, ...]:
-    return tuple([chunk.token async for chunk in chunks if chunk.token is not None])
 
 
 def test_two_sessions_and_a_clock(nano_model: pg.Model, truth: tuple[int, ...]) -> None:
@@ -232,6 +265,35 @@ def test_a_task_is_cancelled(
 
     asyncio.run(main())
     assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+@pytest.mark.parametrize("n_prompt", [4000, 16])
+def test_an_awaited_answer(nano_model: pg.Model, truth: tuple[int, ...], n_prompt: int) -> None:
+    messages = [{"role": "user", "content": "dog " * (n_prompt // 4)}]
+    long: dict[str, Any] = {"max_tokens": 2000, "sampling": endless(nano_model)}
+
+    async def main() -> None:
+        with pg.Session(nano_model, n_ctx=4096, threads=1) as session:
+            for answer in (
+                session.agenerate([5] * n_prompt, **long),
+                session.achat(messages, **long),
+            ):
+                task = asyncio.create_task(answer)
+                await asyncio.sleep(0.02)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                usable(session, truth)
+            found = await session.agenerate([5, 6, 7], max_tokens=8, sampling=GREEDY)
+            assert found.tokens == truth and found.finish_reason == "length"
+            messages[0]["content"] = "What is GGUF?"
+            found = await session.achat(messages, max_tokens=20, sampling=GREEDY)
+            wanted = session.chat(messages, max_tokens=20, sampling=GREEDY)
+            assert (found.text, found.tokens) == (wanted.text, wanted.tokens)
+            with pytest.raises(pg.InputError):
+                await session.agenerate([5], max_tokens=0)
+
+    asyncio.run(main())
 
 
 def test_a_stream_is_left(nano_model: pg.Model, truth: tuple[int, ...]) -> None:

@@ -45,6 +45,7 @@ class Oracle(pg.Draft):
 
     def __init__(self, answer: tuple[int, ...], n_prompt: int, wrong: frozenset[int]) -> None:
         self.answer, self.n_prompt, self.wrong, self.n_asked = answer, n_prompt, wrong, 0
+        self.n_guessed = 0
 
     def _require_same_vocabulary(self, model: pg.Model) -> None:
         pass
@@ -58,6 +59,7 @@ class Oracle(pg.Draft):
             token if at + i not in self.wrong else (token + 1) % 1000
             for i, token in enumerate(self.answer[at : at + 6])
         ]
+        self.n_guessed += len(guesses[:n_most])
         return np.array(guesses[:n_most], np.int32)
 
 
@@ -127,7 +129,8 @@ def test_the_end_of_the_context(nano: pg.Model, drafts: dict[str, Any], name: st
                 for chunk in stream:
                     written[-1].append(chunk.token)
             assert len(session.tokens) == n_ctx
-    assert written[0] == written[1] and len(written[0]) == 10
+    assert written[0] == written[1] and len(written[0]) == 11
+    assert written[0][-1] is None  # what was held back
 
 
 @DRAFTS
@@ -144,9 +147,14 @@ def test_guesses_of_all_kinds(nano: pg.Model, wrong: tuple[int, ...]) -> None:
     prompt = nano.tokenize("The dog")
     answer = both(nano, prompt, None)[1].tokens
     oracle = Oracle(answer, len(prompt), frozenset(wrong))
-    both(nano, prompt, oracle)
+    found, wanted = both(nano, prompt, oracle)
+    assert (wanted.timings.guessed_tokens, wanted.timings.accepted_tokens) == (0, 0)
     if not wrong:
         assert oracle.n_asked <= 1 + len(answer) // 7
+    assert found.finish_reason == "stop"
+    # Each evaluation gives one token besides the right guesses, that of the prompt too.
+    assert found.timings.guessed_tokens == oracle.n_guessed
+    assert found.timings.accepted_tokens == len(answer) - oracle.n_asked
     for n_read in range(1, 12):
         with exact_session(nano) as session:
             stream = session.stream(prompt, max_tokens=40, sampling=GREEDY, draft=oracle)

@@ -195,10 +195,11 @@ for _ in range(2):
         try:
             session.eval([5])
             os._exit(7)
-        except pg.SessionError:
-            pass
+        except pg.SessionError as error:
+            assert "made before this process was forked off" in str(error), error
         with pg.Session(model, n_ctx=64, threads=1) as other:
             assert len(other.eval([5])) == model.n_vocab
+        session.close()
         del session, other
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0

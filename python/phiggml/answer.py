@@ -144,12 +144,15 @@ class Answer:
         room = min(n_ctx - len(tokens), self._settings.max_tokens - len(self.tokens)) - 1
         if len(tokens) <= line:  # guesses must not take a token across it before its time
             room = min(room, line - len(tokens))
-        return draft._propose(tokens, n_ctx, room) if room > 0 else tokens[:0]
+        guesses = draft._propose(tokens, n_ctx, room) if room > 0 else tokens[:0]
+        self._timer.guessed_tokens += len(guesses)
+        return guesses
 
-    def take(self, row: int) -> Chunk:
+    def take(self, row: int, guess: int | None = None) -> Chunk:
         """Chooses the token after a row of logits, and gives what it adds to the text."""
         settings = self._settings
         token = self._choose(row)
+        self._timer.accepted_tokens += token == guess
         if self._model.is_end_of_generation(token):
             return self._end(self._text.rest(), None, "stop")
         self.tokens.append(token)
@@ -164,6 +167,10 @@ class Answer:
     def cancelled(self) -> Chunk:
         """Its end, where somebody has called it off."""
         return self._end(self._text.rest(), None, "cancelled")
+
+    def failed(self) -> Chunk:
+        """What was held back of it, where it cannot go on."""
+        return self._end(self._text.rest(), None, None)
 
     def _choose(self, row: int) -> int:
         processor = self._settings.logits_processor
@@ -202,7 +209,7 @@ class Answer:
         self,
         text: str,
         token: int | None,
-        reason: FinishReason,
+        reason: FinishReason | None,
         logprobs: TokenLogprobs | None = None,
     ) -> Chunk:
         self.finished = True

@@ -239,7 +239,7 @@ def split_chunks(chunks: Iterable[Chunk], parts: AnswerParts) -> Iterator[Chunk]
     for chunk in chunks:
         found = parts.add(chunk.text)
         reason = chunk.finish_reason
-        if reason is not None:
+        if chunk.timings is not None:
             found += parts.rest()
         has_calls = has_calls or any(part.tool_calls for part in found)
         if reason == "stop" and has_calls:

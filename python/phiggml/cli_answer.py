@@ -207,8 +207,10 @@ def speeds(last: pg.Chunk) -> str:
     first = timings.prompt_seconds
     wait = f"{1000 * first:.0f} ms" if first < 1 else f"{first:.1f} s"
     cut = ", cut off there" if last.finish_reason == "length" else ""
+    n_right, n_guessed = timings.accepted_tokens, timings.guessed_tokens
+    guesses = f"; {n_right} of {n_guessed} guesses were right" if n_guessed else ""
     return (
         f"{read} tokens read at {timings.prompt_tokens_per_second:.1f}/s{reused}; "
         f"{timings.tokens} written at {timings.tokens_per_second:.1f}/s, "
-        f"the first after {wait}{cut}"
+        f"the first after {wait}{cut}{guesses}"
     )

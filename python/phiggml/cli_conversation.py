@@ -191,6 +191,10 @@ class Conversation:
             if not (self._interactive and written):
                 raise
             note("stopped")
+        except pg.SessionError:
+            if written:
+                self._turns = [*turns, _message(written)]
+            raise
         self._turns = [*turns, _message(written)]
         if self._interactive and written[-1].timings is not None:
             note(speeds(written[-1]))

@@ -55,7 +55,12 @@ def _run(arguments: argparse.Namespace) -> int:
         draft = open_draft(arguments, resources)
         prompt, chunks = _asked(arguments, session, text, options=options, draft=draft)
         if arguments.json:
-            answer = pg.Completion.of(list(chunks))
+            try:
+                answer = pg.Completion.read(chunks)
+            except pg.SessionError as error:
+                if error.completion is not None:
+                    say_json(_document(arguments.model, prompt, error.completion, session.model))
+                raise
             say_json(_document(arguments.model, prompt, answer, session.model))
             return 0
         written: list[pg.Chunk] = []

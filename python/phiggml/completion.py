@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from phiggml.chat_tools import ToolCall
+from phiggml.errors import SessionError
 
 __all__ = ["Chunk", "Completion", "Timings", "TokenLogprobs"]
 
@@ -25,6 +26,8 @@ class Timings:
         tokens: tokens that were written, the one that ended the answer not counted.
         seconds: how long that took.
         reused_tokens: those of the prompt that were in the context and were not read again.
+        guessed_tokens: what a draft or a prompt lookup has guessed; 0 without one.
+        accepted_tokens: how many of those were right.
     """
 
     prompt_tokens: int
@@ -32,6 +35,8 @@ class Timings:
     tokens: int
     seconds: float
     reused_tokens: int = 0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -72,7 +77,8 @@ class Chunk:
         finish_reason: "stop" (the model ended, or a stop text came), "tool_calls" (it ended, and
             asks for calls), "length" (max_tokens are written), "cancelled" (by
             `Session.cancel`), None before the end.
-        timings: of the whole answer, at its end.
+        timings: of the whole answer, at its end; also where that is a SessionError, which comes
+            next.
         kind: the part of the answer that it belongs to: "text", "reasoning", or "tool_call". Only
             chats tell parts apart.
         tool_calls: what a chunk of kind "tool_call" asks for; it has all of its call, or none.
@@ -98,7 +104,7 @@ class Completion:
         text: the answer, without what a chat tells apart from it: reasoning and tool calls.
         tokens: its token ids, all of them.
         finish_reason: "stop" (the model ended, or a stop text came), "tool_calls" (it ended, and
-            asks for calls), "length" or "cancelled".
+            asks for calls), "length", "cancelled", or, in a SessionError, "failed".
         timings: how long it took.
         reasoning: what the model thought before it answered; None when it did not.
         tool_calls: what it asks to have called, in its order.
@@ -108,7 +114,7 @@ class Completion:
 
     text: str
     tokens: tuple[int, ...]
-    finish_reason: FinishReason
+    finish_reason: FinishReason | Literal["failed"]
     timings: Timings
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
@@ -117,21 +123,41 @@ class Completion:
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> Completion:
-        """Joins the chunks of one answer, the last of which has ended it."""
+        """Joins the chunks of one answer, the last of which has its timings."""
         last = chunks[-1]
-        assert last.finish_reason is not None and last.timings is not None
+        assert last.timings is not None
         logprobs = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
         thoughts = [chunk.text for chunk in chunks if chunk.kind == "reasoning"]
         return cls(
             text="".join(chunk.text for chunk in chunks if chunk.kind == "text"),
             tokens=tuple(chunk.token for chunk in chunks if chunk.token is not None),
-            finish_reason=last.finish_reason,
+            finish_reason=last.finish_reason or "failed",
             timings=last.timings,
             reasoning="".join(thoughts) if thoughts else None,
             tool_calls=tuple(call for chunk in chunks for call in chunk.tool_calls),
             malformed_call=any(chunk.malformed_call for chunk in chunks),
             logprobs=tuple(logprobs) if logprobs else None,
         )
+
+    @classmethod
+    def read(cls, chunks: Iterable[Chunk]) -> Completion:
+        """Reads a stream to its end.
+
+        Args:
+            chunks: what `Session.stream` gives, or `stream_chat`.
+
+        Raises:
+            SessionError: as the stream does; its `completion` is what it had given by then.
+        """
+        given: list[Chunk] = []
+        try:
+            for chunk in chunks:
+                given.append(chunk)
+        except SessionError as error:
+            if given and given[-1].timings is not None:
+                error.completion = cls.of(given)
+            raise
+        return cls.of(given)
 
     @property
     def message(self) -> dict[str, Any]:
@@ -145,11 +171,17 @@ class Completion:
 
 
 class Timer:
-    """Measures an answer."""
+    """Measures an answer.
+
+    Attributes:
+        guessed_tokens, accepted_tokens: as in Timings; whoever makes and checks guesses counts.
+    """
 
     def __init__(self, prompt_tokens: int, reused_tokens: int = 0) -> None:
         self._prompt_tokens = prompt_tokens
         self._reused_tokens = reused_tokens
+        self.guessed_tokens = 0
+        self.accepted_tokens = 0
         self._start = time.perf_counter()
         self._prompt_seconds = 0.0
 
@@ -167,4 +199,6 @@ class Timer:
             tokens,
             time.perf_counter() - self._start,
             self._reused_tokens,
+            self.guessed_tokens,
+            self.accepted_tokens,
         )

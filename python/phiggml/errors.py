@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "DeviceError",
     "FormatError",
@@ -45,4 +47,15 @@ class DeviceError(PhiggmlError, RuntimeError):
 
 
 class SessionError(PhiggmlError, RuntimeError):
-    """The context is full or closed, used from two threads at once, or decoding failed."""
+    """The context is full or closed, used from two threads at once, or decoding failed.
+
+    Attributes:
+        completion: where an answer could not go on, as in a full context, the Completion of what
+            was written until then, with the finish_reason "failed"; else None.
+        completions: where that happened to `generate_batch`, a Completion for each prompt, in
+            order: of those that had ended as well as of those that had not; else empty.
+    """
+
+    # A Completion lies above the errors: its type cannot be named here.
+    completion: Any = None
+    completions: tuple[Any, ...] = ()

@@ -74,6 +74,7 @@ class Session(AsyncSession, StoredSession):
     Raises:
         InputError: a setting is out of range.
         SessionError: there is no memory for the context.
+        DeviceError: a GPU has none.
         OSError, FormatError, DeviceError: as Model, when a path is given.
 
     Cost:

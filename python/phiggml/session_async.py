@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from phiggml.answer import LogitsProcessor
 from phiggml.chat import Message
-from phiggml.completion import Chunk
+from phiggml.completion import Chunk, Completion
 from phiggml.grammar import Grammar
 from phiggml.model import Tokens
 from phiggml.prompt_lookup import PromptLookup
@@ -21,9 +21,63 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncSession"]
 
+_Result = TypeVar("_Result")
+
 
 class AsyncSession(WritingSession):
     """The part of Session that answers while an event loop goes on."""
+
+    async def agenerate(
+        self,
+        prompt: str | Tokens,
+        *,
+        max_tokens: int,
+        sampling: Sampling = DEFAULT_SAMPLING,
+        stop: str | Sequence[str] = (),
+        grammar: Grammar | str | None = None,
+        json_schema: Mapping[str, Any] | str | bool | None = None,
+        logprobs: int | None = None,
+        logits_processor: LogitsProcessor | None = None,
+        draft: Draft | PromptLookup | None = None,
+    ) -> Completion:
+        """As `generate`, awaited; the event loop goes on meanwhile.
+
+        A task that is cancelled cancels the answer, and waits for its call to end.
+
+        Args:
+            prompt, max_tokens, sampling, stop, grammar, json_schema, logprobs, logits_processor,
+                draft: as for `generate`; logits_processor is called on another thread.
+
+        Returns:
+            Completion.
+
+        Raises:
+            InputError, UnsupportedError, SessionError: as `generate`.
+
+        Cost:
+            As `generate`, on a thread of the event loop's default executor.
+
+        Example:
+            >>> import asyncio
+            >>> import phiggml as pg
+            >>> async def answer():
+            ...     with pg.Session("phi3-nano.gguf") as session:
+            ...         return await session.agenerate("The child", max_tokens=3)
+            >>> asyncio.run(answer()).finish_reason
+            'length'
+        """
+        chunks = self.stream(
+            prompt,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            grammar=grammar,
+            json_schema=json_schema,
+            logprobs=logprobs,
+            logits_processor=logits_processor,
+            draft=draft,
+        )
+        return await self._elsewhere(Completion.read, chunks)
 
     def astream(
         self,
@@ -77,6 +131,52 @@ class AsyncSession(WritingSession):
         )
         return self._awaited(chunks)
 
+    async def achat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        max_tokens: int = 512,
+        sampling: Sampling = DEFAULT_SAMPLING,
+        stop: str | Sequence[str] = (),
+        grammar: Grammar | str | None = None,
+        json_schema: Mapping[str, Any] | str | bool | None = None,
+        logprobs: int | None = None,
+        logits_processor: LogitsProcessor | None = None,
+        draft: Draft | PromptLookup | None = None,
+    ) -> Completion:
+        """As `chat`, awaited; the event loop goes on meanwhile.
+
+        Args:
+            messages, tools, variables, max_tokens, sampling, stop, grammar, json_schema, logprobs,
+                logits_processor, draft: as for `chat`; logits_processor is called on another
+                thread.
+
+        Returns:
+            Completion.
+
+        Raises:
+            UnsupportedError, InputError, FormatError, SessionError: as `chat`.
+
+        Cost:
+            As `agenerate`.
+        """
+        chunks = self.stream_chat(
+            messages,
+            tools=tools,
+            variables=variables,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            grammar=grammar,
+            json_schema=json_schema,
+            logprobs=logprobs,
+            logits_processor=logits_processor,
+            draft=draft,
+        )
+        return await self._elsewhere(Completion.read, chunks)
+
     def astream_chat(
         self,
         messages: Sequence[Message],
@@ -89,13 +189,15 @@ class AsyncSession(WritingSession):
         grammar: Grammar | str | None = None,
         json_schema: Mapping[str, Any] | str | bool | None = None,
         logprobs: int | None = None,
+        logits_processor: LogitsProcessor | None = None,
         draft: Draft | PromptLookup | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         """As `stream_chat`, for `async for`; the event loop goes on meanwhile.
 
         Args:
             messages, tools, variables, max_tokens, sampling, stop, grammar, json_schema, logprobs,
-                draft: as for `chat`.
+                logits_processor, draft: as for `chat`; logits_processor is called on another
+                thread.
 
         Returns:
             An asynchronous generator of Chunk; `aclose` ends the answer before its end.
@@ -116,25 +218,26 @@ class AsyncSession(WritingSession):
             grammar=grammar,
             json_schema=json_schema,
             logprobs=logprobs,
+            logits_processor=logits_processor,
             draft=draft,
         )
         return self._awaited(chunks)
 
     async def _awaited(self, chunks: Iterator[Chunk]) -> AsyncGenerator[Chunk, None]:
+        while (chunk := await self._elsewhere(next, chunks, None)) is not None:
+            yield chunk
+
+    async def _elsewhere(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Has another thread do a part of an answer; where the task is cancelled, it ends both."""
         import asyncio
 
-        loop = asyncio.get_running_loop()
-        while True:
-            step = loop.run_in_executor(None, next, chunks, None)
-            try:
-                chunk = await asyncio.shield(step)
-            except asyncio.CancelledError:
-                self.cancel()
-                await _ended(step)
-                raise
-            if chunk is None:
-                return
-            yield chunk
+        step = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+        try:
+            return await asyncio.shield(step)
+        except asyncio.CancelledError:
+            self.cancel()
+            await _ended(step)
+            raise
 
 
 async def _ended(step: asyncio.Future[Any]) -> None:

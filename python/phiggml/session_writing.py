@@ -67,7 +67,7 @@ class WritingSession(AdaptedSession):
         Raises:
             InputError: an empty prompt, a wrong grammar or schema, or a value out of range.
             UnsupportedError: a schema that cannot be kept to.
-            SessionError: prompt and answer do not fit into n_ctx; as `eval`.
+            SessionError: all does not fit into n_ctx (its `completion` was written); as `eval`.
 
         Cost:
             As `eval`, for the prompt and then for each token.
@@ -91,7 +91,7 @@ class WritingSession(AdaptedSession):
             logits_processor=logits_processor,
             draft=draft,
         )
-        return Completion.of(list(chunks))
+        return Completion.read(chunks)
 
     def stream(
         self,
@@ -154,6 +154,7 @@ class WritingSession(AdaptedSession):
         grammar: Grammar | str | None = None,
         json_schema: Mapping[str, Any] | str | bool | None = None,
         logprobs: int | None = None,
+        logits_processor: LogitsProcessor | None = None,
         draft: Draft | PromptLookup | None = None,
     ) -> Completion:
         """Answers a chat, rendered with the model's own template.
@@ -164,7 +165,8 @@ class WritingSession(AdaptedSession):
             messages: the turns, oldest first: {"role": "user", "content": "..."}; an answer's
                 `message` is the next of them.
             tools, variables: as for `Model.chat_prompt`.
-            max_tokens, sampling, stop, grammar, json_schema, logprobs, draft: as for `generate`.
+            max_tokens, sampling, stop, grammar, json_schema, logprobs, logits_processor, draft: as
+                for `generate`.
 
         Returns:
             Completion; reasoning and tool calls, however the model marks them, are told apart
@@ -188,9 +190,10 @@ class WritingSession(AdaptedSession):
             grammar=grammar,
             json_schema=json_schema,
             logprobs=logprobs,
+            logits_processor=logits_processor,
             draft=draft,
         )
-        return Completion.of(list(chunks))
+        return Completion.read(chunks)
 
     def stream_chat(
         self,
@@ -204,13 +207,14 @@ class WritingSession(AdaptedSession):
         grammar: Grammar | str | None = None,
         json_schema: Mapping[str, Any] | str | bool | None = None,
         logprobs: int | None = None,
+        logits_processor: LogitsProcessor | None = None,
         draft: Draft | PromptLookup | None = None,
     ) -> Iterator[Chunk]:
         """As `chat`, handing out the answer while it grows.
 
         Args:
             messages, tools, variables, max_tokens, sampling, stop, grammar, json_schema, logprobs,
-                draft: as for `chat`.
+                logits_processor, draft: as for `chat`.
 
         Returns:
             An iterator of Chunk, whose `kind` says which part of the answer it belongs to. No
@@ -240,6 +244,7 @@ class WritingSession(AdaptedSession):
             grammar=grammar,
             json_schema=json_schema,
             logprobs=logprobs,
+            logits_processor=logits_processor,
             draft=draft,
             shown=marker_tokens(self._model),
         )
@@ -268,7 +273,7 @@ class WritingSession(AdaptedSession):
 
         Raises:
             InputError, UnsupportedError: as `generate`.
-            SessionError: as `generate`; the answers so far are lost.
+            SessionError: as `generate`; its `completions` are what all prompts have so far.
 
         Cost:
             The weights are read once for the next tokens of all sequences: with 8 sequences a
@@ -339,10 +344,12 @@ class WritingSession(AdaptedSession):
                 try:
                     self._core.advance([(0, np.concatenate([pending, guesses]), 1 + len(guesses))])
                 except SessionError:
-                    if not self._core.cancelled:
-                        raise
-                    yield answer.cancelled()
-                    return
+                    if self._core.cancelled:
+                        yield answer.cancelled()
+                        return
+                    if answer.tokens and not self._core.closed:
+                        yield answer.failed()
+                    raise
                 if not answer.tokens:
                     answer.prompt_done()
                 yield from self._taken(answer, guesses, use)
@@ -358,7 +365,7 @@ class WritingSession(AdaptedSession):
         self._n_ahead = len(guesses)
         try:
             for row in range(1 + len(guesses)):
-                chunk = answer.take(row)
+                chunk = answer.take(row, int(guesses[row]) if row < len(guesses) else None)
                 self._require_no_other_use(use)
                 right = row < len(guesses) and chunk.token == guesses[row]
                 if answer.finished or not right:
@@ -380,6 +387,12 @@ class WritingSession(AdaptedSession):
         try:
             for answer, chunk in self._together(deque(answers)):
                 chunks[answer].append(chunk)
+        except SessionError as error:
+            for answer in answers:
+                if not answer.finished:
+                    chunks[answer].append(answer.failed())
+            error.completions = tuple(Completion.of(chunks[answer]) for answer in answers)
+            raise
         finally:
             forward_log()
         return [Completion.of(chunks[answer]) for answer in answers]
