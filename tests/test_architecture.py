@@ -32,7 +32,7 @@ FLOORS = [
     {"json_schema"},
     {"runtime"},
     {"plugin", "cores"},
-    {"progress", "peak_memory", "atomic_file"},
+    {"progress", "peak_memory", "atomic_file", "number"},
     {"errors", "_core"},
 ]
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "manager", "base"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from phiggml.gguf import GGUFFile
 from phiggml.gguf_text import one_line
 from phiggml.model import Model
 from phiggml.model_check_metadata import ModelFaults
+from phiggml.number import integer, real
 from phiggml.runtime import forward_log
 
 __all__ = ["ControlVector", "LoraAdapter", "ScaledAdapter"]
@@ -223,7 +223,7 @@ class ControlVector(Mapping[int, Vector]):
         return ControlVector.from_arrays(total)
 
     def __mul__(self, scale: float) -> ControlVector:
-        if isinstance(scale, bool) or not isinstance(scale, int | float | np.number):
+        if real(scale) is None:
             return NotImplemented
         factor = np.float64(_finite_scale(scale, "control vector"))
         return ControlVector.from_arrays({i: factor * values for i, values in self.items()})
@@ -365,8 +365,7 @@ def _frozen(array: Vector) -> Vector:
 
 
 def _is_layer(value: Any) -> bool:
-    is_number = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return is_number and 1 <= int(value) < MOST_LAYERS
+    return integer(value, 1, MOST_LAYERS - 1) is not None
 
 
 def _layer(name: str, value: Any, n_layer: int) -> int:
@@ -378,11 +377,7 @@ def _layer(name: str, value: Any, n_layer: int) -> int:
 
 
 def _finite_scale(scale: Any, operation: str) -> float:
-    is_number = isinstance(scale, int | float | np.number) and not isinstance(scale, bool)
-    try:
-        value = float(scale) if is_number else math.nan
-    except (OverflowError, TypeError):  # 10**400, or a complex number
-        value = math.inf
-    if not abs(value) <= float(np.finfo(np.float32).max):
+    value = real(scale)
+    if value is None or not abs(value) <= float(np.finfo(np.float32).max):
         raise InputError(f"{operation}: a scale is {scale!r}: it must be a finite number.")
     return value

@@ -14,6 +14,7 @@ from phiggml.completion import Chunk, FinishReason, Timer, TokenLogprobs
 from phiggml.errors import InputError
 from phiggml.grammar import Grammar, chosen_grammar
 from phiggml.model import Model
+from phiggml.number import integer
 from phiggml.prompt_lookup import PromptLookup
 from phiggml.sampling import Sampling
 from phiggml.speculation import Draft
@@ -61,15 +62,12 @@ class AnswerSettings:
         Raises:
             InputError, UnsupportedError: one of them is wrong.
         """
-        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        n_most, n_likeliest = integer(max_tokens, 1), integer(logprobs, 0, MOST_LOGPROBS)
+        if n_most is None:
             raise InputError(f"generate: max_tokens is {max_tokens!r}: it must be an integer >= 1.")
         if not isinstance(sampling, Sampling):
             raise InputError(f"generate: sampling is {sampling!r}: it must be a Sampling.")
-        if logprobs is not None and (
-            isinstance(logprobs, bool)
-            or not isinstance(logprobs, int)
-            or not 0 <= logprobs <= MOST_LOGPROBS
-        ):
+        if logprobs is not None and n_likeliest is None:
             raise InputError(
                 f"generate: logprobs is {logprobs!r}: it must be None or an integer from 0 to "
                 f"{MOST_LOGPROBS}."
@@ -82,11 +80,11 @@ class AnswerSettings:
         if draft is not None and not isinstance(draft, (Draft, PromptLookup)):
             raise InputError(f"generate: draft is {draft!r}: it must be a Draft or a PromptLookup.")
         return cls(
-            max_tokens,
+            n_most,
             sampling,
             _stop_texts(stop),
             chosen_grammar(grammar, json_schema),
-            logprobs,
+            n_likeliest,
             logits_processor,
             draft,
             shown,

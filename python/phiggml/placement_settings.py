@@ -13,6 +13,7 @@ from typing import Any, Literal
 from phiggml import _core
 from phiggml.errors import DeviceError, InputError
 from phiggml.gguf import GGUFFile
+from phiggml.number import integer
 from phiggml.quant import QuantType
 from phiggml.runtime import Device, devices
 
@@ -178,17 +179,19 @@ def _parse_memory(value: object, name: str) -> int:
         if found is not None:
             unit = 1024 if found[3] else 1000
             n_bytes = int(Decimal(found[1]) * unit ** _PREFIXES[found[2].upper()])
-    if isinstance(n_bytes, bool) or not isinstance(n_bytes, int) or not 0 <= n_bytes <= 1 << 62:
+    checked = integer(n_bytes, 0, 1 << 62)
+    if checked is None:
         raise InputError(
             f'load: memory: {name} has {value!r}: it must be bytes, or a text such as "8GiB".'
         )
-    return n_bytes
+    return checked
 
 
 def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 30:
+    number = integer(value, 1, 1 << 30)
+    if number is None:
         raise InputError(f"session: {name} is {value!r}: it must be an integer from 1 to 2^30.")
-    return value
+    return number
 
 
 def _flash(value: Any) -> bool | None:
@@ -219,18 +222,17 @@ def _choose_devices(names: Sequence[str] | None) -> tuple[Device, ...]:
 def _checked_layers(n_gpu_layers: object, chosen: Sequence[Device]) -> int | None:
     if n_gpu_layers == "auto":
         return None
-    if n_gpu_layers == "all":
-        n_gpu_layers = -1
-    elif isinstance(n_gpu_layers, bool) or not isinstance(n_gpu_layers, int) or n_gpu_layers < 0:
+    number = -1 if n_gpu_layers == "all" else integer(n_gpu_layers, 0)
+    if number is None:
         raise InputError(
             f'load: n_gpu_layers is {n_gpu_layers!r}: it must be a number >= 0, "all" or "auto".'
         )
-    if n_gpu_layers != 0 and not chosen:
+    if number != 0 and not chosen:
         raise DeviceError(
             "load: n_gpu_layers asks for a GPU and there is none. Install a GPU's "
             'backend, or pass n_gpu_layers="auto".'
         )
-    return min(n_gpu_layers, 1 << 30)
+    return min(number, 1 << 30)
 
 
 def _checked_split_mode(mode: object) -> str:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from phiggml import _core
 from phiggml.errors import InputError
+from phiggml.number import integer
 
 __all__ = ["PromptLookup", "check_count"]
 
@@ -62,7 +63,7 @@ class PromptLookup:
 
 def check_count(name: str, value: Any) -> None:
     """Requires what may be a number of tokens to guess, or to go by."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_GUESSES:
+    if integer(value, 1, MOST_GUESSES) is None:
         raise InputError(
             f"draft: {name} is {value!r}: it must be an integer from 1 to {MOST_GUESSES}."
         )

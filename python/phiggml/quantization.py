@@ -20,6 +20,7 @@ from phiggml.gguf_parts import SplitRules, planned_sizes
 from phiggml.gguf_writer_metadata import SPLIT_KEYS
 from phiggml.gguf_writer_target import file_names
 from phiggml.imatrix import FittedImatrix, Imatrix, ImatrixSource, fitted
+from phiggml.number import integer
 from phiggml.peak_memory import PeakMemory
 from phiggml.pipeline import PipelineSettings, RowConversion
 from phiggml.progress import Progress
@@ -356,11 +357,12 @@ def file_size(metadata: Mapping[str, Any], plan: Plan) -> int:
 
 
 def _max_memory(options: QuantizeOptions) -> int | None:
-    budget = options.max_memory
-    if budget is not None and (
-        isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget < 1 << 63
-    ):
+    if options.max_memory is None:
+        return None
+    budget = integer(options.max_memory, 1, (1 << 63) - 1)
+    if budget is None:
         raise InputError(
-            f"max_memory: {budget!r}: it must be a positive number of bytes (below 2^63), or None."
+            f"max_memory: {options.max_memory!r}: it must be a positive number of bytes (below "
+            "2^63), or None."
         )
     return budget

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from phiggml.errors import InputError
+from phiggml.number import integer
 
 __all__ = ["QuantizeOptions"]
 
@@ -51,7 +52,7 @@ class QuantizeOptions:
         most = self.split_max_bytes
         if most is None:
             return
-        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        if integer(most, 1) is None:
             raise InputError(
                 f"split_max_bytes: {most!r}: it must be a positive number of bytes, or None."
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 from phiggml import _core
 from phiggml.cores import available_cores, physical_cores
 from phiggml.errors import InputError
+from phiggml.number import integer
 from phiggml.plugin import Plugin, absent_plugins, installed_plugins
 
 __all__ = ["Device", "devices"]
@@ -84,14 +85,13 @@ def thread_count(threads: int | None, operation: str, *, physical: bool = False)
     """
     if threads is None:
         return min(physical_cores() if physical else available_cores(), MOST_THREADS)
-    if isinstance(threads, bool) or not isinstance(threads, int):
-        raise InputError(f"{operation}: threads is {threads!r}: it must be an integer or None.")
-    if not 1 <= threads <= MOST_THREADS:
+    number = integer(threads, 1, MOST_THREADS)
+    if number is None:
         raise InputError(
-            f"{operation}: threads is {threads}: it must be between 1 and {MOST_THREADS}, "
-            "or None for all cores."
+            f"{operation}: threads is {threads!r}: it must be an integer from 1 to "
+            f"{MOST_THREADS}, or None for all cores."
         )
-    return threads
+    return number
 
 
 def session_threads(threads: int | None, n_bytes: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from phiggml import _core
 from phiggml.errors import InputError
+from phiggml.number import integer, real
 
 __all__ = ["Sampling"]
 
@@ -101,12 +102,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, most in _INTEGERS.items():
-            _check_integer(name, getattr(self, name), most)
+            object.__setattr__(self, name, _integer(name, getattr(self, name), most))
         if self.seed is not None:
-            _check_integer("seed", self.seed, (1 << 32) - 1)
+            object.__setattr__(self, "seed", _integer("seed", self.seed, (1 << 32) - 1))
         for field in fields(self):
             if field.type == "float":
-                _check_number(field.name, getattr(self, field.name))
+                number = _number(field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, number)
         object.__setattr__(self, "dry_sequence_breakers", _texts(self.dry_sequence_breakers))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
 
@@ -124,16 +126,20 @@ class Sampling:
         return _core.sampling.Sampler(settings, model, grammar)
 
 
-def _check_integer(name: str, value: Any, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+def _integer(name: str, value: Any, most: int) -> int:
+    number = integer(value, 0, most)
+    if number is None:
         raise InputError(f"sampling: {name} is {value!r}: it must be an integer from 0 to {most}.")
+    return number
 
 
-def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _number(name: str, value: Any) -> float:
+    number = real(value)
+    if number is None:
         raise InputError(f"sampling: {name} is {value!r}: it must be a number.")
     if isinstance(value, int) and abs(value) > 1 << 127:
         raise InputError(f"sampling: {name}: the number is too large.")
+    return number
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -154,14 +160,18 @@ def _texts(value: Any) -> tuple[str, ...]:
 def _biases(value: Any) -> tuple[tuple[int, float], ...]:
     try:
         pairs = value.items() if isinstance(value, Mapping) else value
-        biases = tuple((token, bias) for token, bias in pairs)
+        given = [(token, bias) for token, bias in pairs]
     except (TypeError, ValueError):
         raise InputError(
             f"sampling: logit_bias is {value!r}: it must map tokens to numbers."
         ) from None
-    for token, bias in biases:
-        _check_integer("a token of logit_bias", token, _MOST)
-        _check_number(f"logit_bias of token {token}", bias)
+    biases = tuple(
+        (
+            _integer("a token of logit_bias", token, _MOST),
+            _number(f"logit_bias of token {token}", bias),
+        )
+        for token, bias in given
+    )
     if len({token for token, _ in biases}) < len(biases):
         raise InputError("sampling: logit_bias names a token twice.")
     return biases

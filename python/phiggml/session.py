@@ -15,6 +15,7 @@ import numpy.typing as npt
 from phiggml import _core
 from phiggml.errors import InputError, SessionError
 from phiggml.model import Model, Tokens, token_array
+from phiggml.number import integer
 from phiggml.placement_settings import SessionSettings
 from phiggml.runtime import forward_log, session_threads
 from phiggml.session_async import AsyncSession
@@ -302,12 +303,13 @@ class Session(AsyncSession, StoredSession):
         Source:
             llama_memory_seq_rm.
         """
-        if isinstance(n_tokens, bool) or not isinstance(n_tokens, int) or n_tokens < 0:
+        n_kept = integer(n_tokens, 0)
+        if n_kept is None:
             raise InputError(
                 f"truncate: n_tokens is {n_tokens!r}: it must be a whole number from 0."
             )
         self._begin()
-        self._core.truncate(min(n_tokens, 1 << 31), _sequence(sequence))
+        self._core.truncate(min(n_kept, 1 << 31), _sequence(sequence))
 
     def reset(self, *, sequence: int | None = None) -> None:
         """Forgets what is in the context.

@@ -51,6 +51,7 @@ from phiggml.errors import FormatError, InputError, SessionError, UnsupportedErr
 from phiggml.gguf_hash import metadata_hash
 from phiggml.gguf_text import escaped
 from phiggml.model import Model
+from phiggml.number import integer
 from phiggml.session_use import UsedSession
 
 __all__ = ["StoredSession", "checked_sequence"]
@@ -163,9 +164,10 @@ class StoredSession(UsedSession):
 
 def checked_sequence(value: Any) -> int:
     """The number of a sequence, once it may be one; the session knows whether it is there."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1 << 30:
+    number = integer(value, 0, 1 << 30)
+    if number is None:
         raise InputError(f"session: sequence is {value!r}: it must be a whole number from 0.")
-    return value
+    return number
 
 
 @dataclass(frozen=True)

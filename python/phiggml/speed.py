@@ -14,6 +14,7 @@ import numpy as np
 
 from phiggml.errors import InputError
 from phiggml.model import Model
+from phiggml.number import integer
 from phiggml.progress import Progress, ProgressCallback
 from phiggml.session import Session
 
@@ -181,7 +182,7 @@ def _tests(kind: Kind, name: str, counts: Sequence[int]) -> list[tuple[Kind, int
 
 
 def _require_count(name: str, count: object, most: int) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= most:
+    if integer(count, 1, most) is None:
         raise InputError(
             f"benchmark: {name}: {count!r} is not among the numbers from 1 to {most:,}."
         )
