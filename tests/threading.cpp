@@ -174,7 +174,7 @@ void one_session(const std::shared_ptr<Model> & model, int threads) {
     std::atomic<bool> done{false};
     together(4, [&](int i) {
         for (int n = 0; i == 0 && n < 10; ++n) {
-            session.allow();
+            n_refused += refused([&] { session.allow(); });
             n_refused += refused([&] {
                 const Session::Use use(session);
                 session.truncate(0, 0);
