@@ -348,7 +348,8 @@ bool Model::is_end_of_generation(std::int32_t token) const {
 
 bool Model::is_control(std::int32_t token) const {
     const llama_vocab * vocabulary = llama_model_get_vocab(model_.get());
-    return llama_vocab_type(vocabulary) != LLAMA_VOCAB_TYPE_NONE && llama_vocab_is_control(vocabulary, token);
+    return token >= 0 && token < n_vocab() && llama_vocab_type(vocabulary) != LLAMA_VOCAB_TYPE_NONE &&
+           llama_vocab_is_control(vocabulary, token);
 }
 
 int Model::n_vocab() const {

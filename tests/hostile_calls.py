@@ -333,6 +333,14 @@ CASES: dict[str, Case] = {
         f"generate tokens={value!r}": (_generated(value), INPUT)
         for value in ([-1], [2**31], [2**63], [1.5], ["dog"], [[1, 2]], [True], 5, b"dog", {})
     },
+    **{
+        f"generate far from the vocabulary: {value}": (_generated([5, value]), INPUT)
+        for value in (1 << 20, 2**31 - 1, -(2**31))
+    },
+    "a batch far from the vocabulary": (
+        lambda m, s: s.generate_batch([[5], [1 << 20]], max_tokens=1),
+        INPUT,
+    ),
     "generate token n_vocab": (lambda m, s: s.generate([m.n_vocab], max_tokens=1), INPUT),
     **{
         f"sequence={value!r}": (_evaluated([5], sequence=value), INPUT)
