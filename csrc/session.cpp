@@ -119,7 +119,33 @@ Session::~Session() {
     free();
 }
 
+namespace {
+
+// Leaves a value where it is for good.
+template <typename Value>
+void abandon(Value & value) {
+    static_cast<void>(std::make_unique<Value>(std::move(value)).release());
+    value = Value();
+}
+
+}  // namespace
+
+// A thread that is not here was changing these when the process was forked: they may be half of what they were to be.
+void Session::abandon_all() {
+    abandon(embedder_);
+    abandon(context_);
+    abandon(threadpool_);
+    abandon(loras_);
+    abandon(control_vector_);
+    abandon(sequences_);
+    abandon(rows_);
+    abandon(undo_);
+}
+
 void Session::free() {
+    if (lost_user()) {
+        abandon_all();
+    }
     embedder_.reset();
     context_.reset();
     loras_.clear();

@@ -147,6 +147,7 @@ private:
     const Sequence & at(std::int64_t sequence) const;
     void attach_threadpool();
     void free();
+    void abandon_all();
     bool lost_threads() const;  // by a fork
     bool lost_user() const;     // the thread that was inside
 

@@ -180,15 +180,16 @@ import os, signal, sys, threading, time
 import phiggml as pg
 model = pg.Model(sys.argv[1])
 session = pg.Session(model, n_ctx=4096, threads=int(sys.argv[2]))
-done = threading.Event()
-def work():
-    while not done.is_set():
-        session.reset()
-        session.eval([5] * 300)
-thread = threading.Thread(target=work)
+thread = threading.Thread(target=session.eval, args=([5] * 4000,))
 thread.start()
-time.sleep(0.05)
-for _ in range(2):
+while True:
+    try:
+        session.tokens
+        time.sleep(0.001)
+    except pg.SessionError:  # it is at work
+        break
+children = []
+for _ in range(3):
     child = os.fork()
     if child == 0:
         signal.alarm(20)
@@ -202,9 +203,10 @@ for _ in range(2):
         session.close()
         del session, other
         os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-done.set()
+    children.append(child)
+statuses = [os.waitpid(child, 0)[1] for child in children]
 thread.join()
 session.close()
+assert statuses == [0, 0, 0], statuses
 """
     run(code, nano_f16, threads)
